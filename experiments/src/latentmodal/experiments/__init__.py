@@ -1,0 +1,1 @@
+"""Recipes, training, evaluation and data around the encoders, bridges and language models."""

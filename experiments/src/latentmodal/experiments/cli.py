@@ -1,0 +1,156 @@
+"""The command line: `latentmodal fit | eval | recipe | data | convert`.
+
+A mistake of the user's is one line on stderr and exit code 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from latentmodal.experiments.errors import UserError
+
+app = typer.Typer(
+    help="Connect a frozen encoder to a language model: recipes over reusable bridges.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
+data_app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(data_app, name="data")
+
+console = Console()
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the recipe")
+]
+
+
+@app.callback()
+def _setup(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and debug logs")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=debug, show_time=False)],
+        force=True,
+    )
+    for noisy in ("fsspec", "PIL", "urllib3", "httpx", "asyncio", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@app.command()
+def fit(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe such as clip/emoji, or a file")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a recipe, evaluate it, and say where to look."""
+    from latentmodal.experiments.recipe import load_recipe
+    from latentmodal.experiments.training.fit import fit as run_fit
+
+    keys = list(overrides or [])
+    resume = _flag(keys, "resume")
+    run_fit(load_recipe(recipe, keys), resume=resume, console=console)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="folder of a trained run")],
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a run: JSON in its folder, a table here, scalars in TensorBoard.
+
+    Overrides reach the run's `evaluation` keys, e.g. another split or other shards.
+    """
+    from latentmodal.experiments.evaluation.run import evaluate_run
+
+    evaluate_run(run, list(overrides or []), console=console)
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: Annotated[str, typer.Argument()], overrides: Overrides = None) -> None:
+    """Print a recipe as it will run: bases, overrides and defaults resolved."""
+    from rich.syntax import Syntax
+
+    from latentmodal.experiments.recipe import load_recipe, to_yaml
+
+    text = to_yaml(load_recipe(recipe, list(overrides or [])))
+    if console.is_terminal:
+        console.print(Syntax(text, "yaml", background_color="default"))
+    else:
+        sys.stdout.write(text)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """List the shipped recipes."""
+    from rich.table import Table
+
+    from latentmodal.experiments.recipe import load_recipe, shipped_recipes
+
+    table = Table(box=None, show_header=False)
+    for name in shipped_recipes():
+        table.add_row(f"[bold]{name}", load_recipe(name).description)
+    console.print(table)
+
+
+@data_app.command("emoji")
+def data_emoji(
+    preset: Annotated[str, typer.Argument(help="tiny, default or large")] = "default",
+    seed: Annotated[int, typer.Option(help="another seed is another data set")] = 0,
+) -> None:
+    """Build the embedded data set (or find it built) and say where it is."""
+    from latentmodal.experiments.data.emoji import EmojiConfig, ensure_emoji
+
+    data = ensure_emoji(EmojiConfig(preset=preset, seed=seed))
+    console.print(f"{data.folder}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="a run's folder, or a checkpoint file or folder")],
+    target: Annotated[Path, typer.Argument(help="file (.safetensors) or folder to write")],
+    to: Annotated[str, typer.Option("--to", help="open_clip, hf_clip or hf_siglip")],
+) -> None:
+    """Write a run's two towers and head under another library's names."""
+    from latentmodal.experiments.weights import convert_run
+
+    convert_run(source, target, to)
+    console.print(f"wrote {target}")
+
+
+def _flag(keys: list[str], name: str) -> bool:
+    """Take `name=true|false` out of the overrides."""
+    value = "false"
+    for item in [key for key in keys if key.startswith(f"{name}=")]:
+        keys.remove(item)
+        value = item.split("=", 1)[1].lower()
+    if value not in ("true", "false"):
+        raise UserError(f"{name}={value}: give true or false")
+    return value == "true"
+
+
+def main() -> None:
+    """Entry point: user errors become one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        # A second rank may be waiting in a collective; leave without the interpreter's farewell.
+        os._exit(2) if "LOCAL_RANK" in os.environ else sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""One evaluation: named metrics beside chance, as JSON, as a table, and in TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.evaluation.choices import ChoiceResult
+from latentmodal.experiments.evaluation.retrieval import RetrievalResult
+from latentmodal.experiments.evaluation.zero_shot import ZeroShotResult
+from latentmodal.experiments.files import write_text_atomically
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number and what is needed to read it.
+
+    ``n`` is the number of queries, images or pairs; ``protocol`` says in words how it was taken,
+    since equal names under different protocols must not be compared.
+    """
+
+    value: float
+    n: int
+    protocol: str
+    unit: Literal["share", "rank"] = "share"
+    chance: float | None = None
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """Metrics by section (a task on a split), and what they were measured on.
+
+    ``context`` holds plain JSON values: run, checkpoint, step, recipe and the like.
+    ``confusions`` lists, by section, (true class, chosen class, times), most frequent first.
+    """
+
+    sections: dict[str, dict[str, Metric]]
+    context: dict[str, str | int | float | None] = field(default_factory=dict)
+    confusions: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
+
+    def write_json(self, path: Path) -> None:
+        """Write so that a reader finds the old file or the new one, never a part."""
+        payload = {"format_version": FORMAT_VERSION, **asdict(self)}
+        text = json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        write_text_atomically(path, text)
+
+    @classmethod
+    def read_json(cls, path: Path) -> "EvalReport":
+        """Read what `write_json` wrote.
+
+        Raises:
+            UserError: the file is of another format.
+        """
+        payload = json.loads(path.read_text(encoding="utf-8"))
+        if payload.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format_version is {payload.get('format_version')}, this version reads "
+                f"{FORMAT_VERSION}: run the evaluation again"
+            )
+        sections = {
+            section: {name: Metric(**metric) for name, metric in metrics.items()}
+            for section, metrics in payload["sections"].items()
+        }
+        confusions = {
+            section: [(true, chosen, times) for true, chosen, times in pairs]
+            for section, pairs in payload["confusions"].items()
+        }
+        return cls(sections=sections, context=payload["context"], confusions=confusions)
+
+    def table(self) -> Table:
+        """A rich table: metric, value, chance, n; every section begins with its protocol."""
+        title = "  ".join(f"{key} {value}" for key, value in self.context.items())
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("metric", no_wrap=True)
+        table.add_column("value", justify="right", style="bold")
+        table.add_column("chance", justify="right")
+        table.add_column("n", justify="right")
+        for section, metrics in self.sections.items():
+            table.add_section()
+            table.add_row(f"[bold cyan]{section}")
+            protocols = dict.fromkeys(metric.protocol for metric in metrics.values())
+            for protocol in protocols:
+                table.add_row(f"[dim]{protocol}")
+            for name, metric in metrics.items():
+                table.add_row(
+                    f"  {name}",
+                    _shown(metric.value, metric) + _shown_error(metric),
+                    "" if metric.chance is None else _shown(metric.chance, metric),
+                    str(metric.n),
+                )
+        return table
+
+    def log(self, writer: SummaryWriter, step: int) -> None:
+        """Write every metric as the scalar ``eval/<section>/<name>``, shares in [0, 1]."""
+        for section, metrics in self.sections.items():
+            for name, metric in metrics.items():
+                writer.add_scalar(f"eval/{section}/{name}", metric.value, step)
+
+
+def retrieval_section(result: RetrievalResult) -> dict[str, Metric]:
+    """Recall at each K and the median rank, both ways."""
+    to_text = f"any own caption among {result.num_texts} texts; ties against the model"
+    to_image = f"own image among {result.num_images} images; ties against the model"
+    section = {}
+    for k, value in result.image_to_text.items():
+        section[f"image_to_text_R@{k}"] = Metric(
+            value=value,
+            chance=result.chance_image_to_text[k],
+            n=result.num_queries,
+            protocol=to_text,
+        )
+    for k, value in result.text_to_image.items():
+        section[f"text_to_image_R@{k}"] = Metric(
+            value=value,
+            chance=result.chance_text_to_image[k],
+            n=result.num_texts,
+            protocol=to_image,
+        )
+    section["image_to_text_median_rank"] = Metric(
+        value=result.median_rank_image_to_text, unit="rank", n=result.num_queries, protocol=to_text
+    )
+    section["text_to_image_median_rank"] = Metric(
+        value=result.median_rank_text_to_image, unit="rank", n=result.num_texts, protocol=to_image
+    )
+    return section
+
+
+def zero_shot_section(result: ZeroShotResult, templates: str) -> dict[str, Metric]:
+    """Top-1, top-5 when there is one, and mean per-class recall.
+
+    Args:
+        result: from `zero_shot_metrics`.
+        templates: the name of the template set, for the protocol.
+    """
+    protocol = f"{result.num_classes} classes, templates '{templates}'; ties against the model"
+    n = result.num_images
+    section = {"acc1": Metric(value=result.acc1, chance=result.chance_acc1, n=n, protocol=protocol)}
+    if result.acc5 is not None:
+        section["acc5"] = Metric(
+            value=result.acc5, chance=result.chance_acc5, n=n, protocol=protocol
+        )
+    section["mean_per_class_recall"] = Metric(
+        value=result.mean_per_class_recall, chance=result.chance_acc1, n=n, protocol=protocol
+    )
+    return section
+
+
+def choices_section(results: Mapping[str, ChoiceResult]) -> dict[str, Metric]:
+    """The share of each kind of false caption told apart from the true one."""
+    return {
+        kind: Metric(
+            value=result.share,
+            chance=result.chance,
+            n=result.num_pairs,
+            standard_error=result.standard_error,
+            protocol="true caption scores above the false one; ties against the model",
+        )
+        for kind, result in results.items()
+    }
+
+
+def _shown(number: float, metric: Metric) -> str:
+    return f"{100 * number:.1f} %" if metric.unit == "share" else f"{number:g}"
+
+
+def _shown_error(metric: Metric) -> str:
+    if metric.standard_error is None:
+        return ""
+    return f" ± {100 * metric.standard_error:.1f}"

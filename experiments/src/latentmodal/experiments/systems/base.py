@@ -1,0 +1,116 @@
+"""What every system shares: the freeze plan, the optimiser, parallelism and checkpoint hygiene."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
+from latentmodal.experiments.training.freeze import FreezePlan, keep_frozen_in_eval
+from latentmodal.experiments.training.optim import build_adamw, parameter_groups, warmup_cosine
+from latentmodal.experiments.training.strategies import wrap_model
+
+
+class System(LightningModule):
+    """A model, an objective (`training_step`, in the subclass) and what is frozen.
+
+    The model is a plain single-device module that declares what `wrap_model` needs: `fsdp_units`,
+    `fp32_modules`, and `fsdp_forward_methods` (methods besides `forward` that read parameters).
+    """
+
+    strict_loading = False  # frozen weights are not in the checkpoint; the strategy checks the rest
+
+    def __init__(
+        self, model: nn.Module, plan: FreezePlan, optim: OptimConfig, trainer_config: TrainerConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.plan = plan
+        self.optim = optim
+        self.trainer_config = trainer_config
+        plan.apply(model)
+        self.frozen_fingerprint = fingerprint(model)
+        self._wrapped = False
+
+    def configure_model(self) -> None:
+        """Apply compilation and parallelism once (Lightning calls this at every stage)."""
+        if self._wrapped:
+            return
+        self._wrapped = True
+        sharded = self.trainer_config.parallelism == "fsdp"
+        mesh = self.device_mesh["data_parallel"] if sharded and self.device_mesh else None
+        wrap_model(self.model, self.trainer_config, mesh)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = parameter_groups(self.model, self.plan, self.optim)
+        optimizer = build_adamw(groups, self.optim)
+        schedule = warmup_cosine(optimizer, self.optim, self.trainer_config.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> System:
+        super().train(mode)
+        if mode:
+            keep_frozen_in_eval(self.model)
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["frozen_fingerprint"] = self.frozen_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("frozen_fingerprint") != self.frozen_fingerprint:
+            raise UserError(
+                "the frozen weights are not the ones this checkpoint was trained on; "
+                "resume with the recipe, seed and weight files it began with"
+            )
+
+    @property
+    def should_log(self) -> bool:
+        """Whether this step's scalars are written (reading them costs a device synchronisation)."""
+        return (self.global_step + 1) % self.trainer_config.log_every == 0
+
+    def record(self, loss: Tensor, **values: Tensor) -> None:
+        """Write this step's scalars at once, the loss as its mean over ranks.
+
+        `self.log` would hold them until after the checkpoint hook: a run killed there would resume
+        past a step whose point in the curve was never written.
+        """
+        mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
+        self.log("loss", mean, prog_bar=True, logger=False)
+        scalars = {"loss": mean, "lr": self._peak_lr(), **values}
+        if self.logger is not None:
+            metrics = {f"train/{name}": float(value) for name, value in scalars.items()}
+            self.logger.log_metrics(metrics, step=self.global_step)
+
+    def _peak_lr(self) -> float:
+        return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+
+    def check_finite(self, loss: Tensor, keys: list[str]) -> None:
+        """Stop before a broken loss reaches the weights; on GPUs looked at on logging steps only.
+
+        Raises:
+            UserError: the loss is NaN or infinite; names the step and the batch.
+        """
+        if (loss.device.type == "cpu" or self.should_log) and not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.global_step} "
+                f"(samples {', '.join(keys[:4])}, …); lower optim.lr, set optim.grad_clip, "
+                "then resume=true from the checkpoint before"
+            )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names and values of all frozen parameters; the empty string when none is."""
+    frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+    if not frozen or frozen[0][1].is_meta:
+        return ""
+    digest = hashlib.sha256()
+    for name, parameter in frozen:
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

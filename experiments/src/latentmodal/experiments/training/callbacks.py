@@ -1,0 +1,129 @@
+"""What happens beside the training step: checkpoints, evaluation, throughput, skipped samples."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from latentmodal.experiments.data.collate import Batch
+from latentmodal.experiments.data.loader import TrainLoader
+from latentmodal.experiments.training.checkpoints import SUFFIX, digest_path, step_of
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(Callback):
+    """Saves every `every` steps, at the last step and on SIGTERM; keeps the newest `keep`.
+
+    It saves from within the batch hook: after `fit` returns, the loader has forgotten its place.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
+        self._saved_step = -1
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 or step == trainer.max_steps:
+            self._save(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, SIGTERMException):  # raised between batches, so the state is whole
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved_step:
+            return
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:  # what the checkpoint is past must survive a kill, too
+                assert isinstance(logger, TensorBoardLogger)
+                logger.experiment.flush()
+        trainer.save_checkpoint(self.folder / f"step={trainer.global_step:08d}{SUFFIX}")
+        if trainer.is_global_zero:
+            self._prune()
+
+    def _prune(self) -> None:
+        kept = sorted(self.folder.glob(f"*{SUFFIX}"), key=step_of, reverse=True)
+        for path in kept[self.keep :]:
+            path.unlink(missing_ok=True)
+            digest_path(path).unlink(missing_ok=True)
+
+
+class Evaluate(Callback):
+    """Runs `evaluate(step)` every `every` steps, in eval mode, leaving no trace in training."""
+
+    def __init__(self, evaluate: Callable[[int], None], every: int) -> None:
+        self.evaluate, self.every = evaluate, every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if step % self.every or step == trainer.max_steps:  # the last step is evaluated after fit
+            return
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            pl_module.eval()
+            self.evaluate(step)
+            pl_module.train()
+
+
+class PlainProgress(Callback):
+    """A line now and then, where the output is a file and a progress bar would be noise."""
+
+    def __init__(self, lines: int = 20) -> None:
+        self.lines = lines
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        step, last = trainer.global_step, trainer.max_steps
+        if (
+            trainer.is_global_zero
+            and (step * self.lines) // last > ((step - 1) * self.lines) // last
+        ):
+            shown = {
+                name.rsplit("/", 1)[-1]: f"{float(value):.4g}"
+                for name, value in trainer.progress_bar_metrics.items()
+            }
+            log.info("step %d/%d  %s", step, last, "  ".join(f"{k} {v}" for k, v in shown.items()))
+
+
+class Throughput(Callback):
+    """Logs samples/s over all ranks, waiting for data as a share of time, and skipped samples."""
+
+    def __init__(self, loader: TrainLoader, every: int) -> None:
+        self.loader, self.every = loader, every
+        self._samples, self._since, self._waited, self._idle = 0, 0.0, 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = self._idle = time.perf_counter()
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self._waited += time.perf_counter() - self._idle
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        self._samples += len(batch) * trainer.world_size
+        if trainer.global_step % self.every == 0:
+            seconds = time.perf_counter() - self._since
+            pl_module.log("speed/samples_per_s", self._samples / seconds, prog_bar=True)
+            pl_module.log("speed/data_wait_share", self._waited / seconds)
+            bad_samples = self.loader.bad_samples
+            pl_module.log("data/skipped", float(bad_samples.bad))
+            for cause, count in bad_samples.counts.items():
+                pl_module.log(f"data/by_cause/{cause.replace(' ', '_')}", float(count))
+            self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
+        self._idle = time.perf_counter()

@@ -1,0 +1,216 @@
+"""From a recipe to a trained, evaluated run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
+
+from latentmodal.encoders import Tokenizer, WordTokenizerConfig, train_word_tokenizer
+from latentmodal.experiments.data.loader import TrainLoader
+from latentmodal.experiments.data.module import resolve_source, training_captions
+from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.evaluation.report import EvalReport
+from latentmodal.experiments.evaluation.run import Evaluator
+from latentmodal.experiments.evaluation.tensorboard import recipe_text
+from latentmodal.experiments.files import write_text_atomically
+from latentmodal.experiments.recipe import to_yaml
+from latentmodal.experiments.schema import Recipe
+from latentmodal.experiments.training.callbacks import (
+    Checkpoints,
+    Evaluate,
+    PlainProgress,
+    Throughput,
+)
+from latentmodal.experiments.training.checkpoints import latest_checkpoint, step_of
+from latentmodal.experiments.training.freeze import FreezePlan, freeze_rows, freeze_table
+from latentmodal.experiments.training.rng import ExactRandomness
+from latentmodal.experiments.training.run_folder import RunFolder
+from latentmodal.experiments.training.strategies import build_strategy
+
+log = logging.getLogger(__name__)
+
+
+def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
+    """Train `recipe` (or go on with it), evaluate the result, and say where to look.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: the folder is taken, the data are unusable, the loss is not finite, …
+    """
+    run = RunFolder(Path(recipe.folder))
+    first = process_rank() == 0
+    checkpoint = run.open(recipe, resume) if first else latest_checkpoint(run.checkpoints)
+    _quiet_lightning()
+    pl.seed_everything(recipe.seed, workers=True, verbose=False)
+    system = build_system(recipe, run)
+    if first:
+        rows = freeze_rows(system.model, system.plan, recipe.optim.lr)
+        console.print(freeze_table(rows))
+    if run.finished_file.exists():
+        console.print(f"{run.path} is already trained to its last step")
+        _show(run, recipe, EvalReport.read_json(run.path / "eval.json"), console)
+        return run.path
+    loader = _train_loader(recipe, system)
+    logger = TensorBoardLogger(
+        str(run.path),
+        name="tensorboard",
+        version="",
+        default_hp_metric=False,
+        purge_step=step_of(checkpoint) if checkpoint else None,  # points past it will come again
+    )
+    context: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
+    evaluator = Evaluator(recipe.evaluation, system, context)
+    trainer = _trainer(recipe, run, loader, logger, evaluator, console)
+    if checkpoint is not None and first:
+        console.print(f"going on from {checkpoint}")
+    try:
+        trainer.fit(system, loader, ckpt_path=str(checkpoint) if checkpoint else None)
+    except SIGTERMException:
+        log.warning("stopped by SIGTERM at step %d; go on with resume=true", trainer.global_step)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+    if trainer.global_step < recipe.trainer.max_steps:
+        raise UserError(f"stopped at step {trainer.global_step}; go on with resume=true")
+    system.eval()
+    evaluator.writer = logger.experiment if trainer.is_global_zero else None
+    report = evaluator.run(trainer.global_step, projector=True)
+    if trainer.is_global_zero:
+        report.write_json(run.path / "eval.json")
+        write_text_atomically(run.finished_file, json.dumps({"step": trainer.global_step}) + "\n")
+        logger.finalize("success")
+        _show(run, recipe, report, console)
+    trainer.strategy.barrier()
+    return run.path
+
+
+def process_rank() -> int:
+    """This process's global rank, known before the process group is up."""
+    return int(getattr(rank_zero_only, "rank", None) or 0)
+
+
+def build_tokenizer(recipe: Recipe, run: RunFolder) -> Tokenizer:
+    """The recipe's tokenizer; `path: auto` learns a vocabulary from the training captions, once."""
+    config = recipe.system.tokenizer
+    if isinstance(config, WordTokenizerConfig) and config.path == "auto":
+        if not run.tokenizer_file.exists():
+            captions = (text for source in recipe.data.train for text in training_captions(source))
+            part = run.tokenizer_file.with_suffix(".part")
+            train_word_tokenizer(captions, part, recipe.system.text_encoder.vocab_size)
+            part.replace(run.tokenizer_file)
+        config = dataclasses.replace(config, path=str(run.tokenizer_file))
+    try:
+        return config.build()
+    except OSError as error:
+        raise UserError(
+            f"system.tokenizer: {getattr(config, 'model', '')} could not be loaded "
+            f"({str(error).splitlines()[0]}); give a local folder or go online once"
+        ) from error
+
+
+def build_system(recipe: Recipe, run: RunFolder) -> Any:
+    """The LightningModule a recipe describes, with its tokenizer."""
+    tokenizer = build_tokenizer(recipe, run)
+    try:
+        return recipe.system.build(
+            FreezePlan(recipe.freeze), recipe.optim, recipe.trainer, tokenizer
+        )
+    except ValueError as error:
+        raise UserError(f"{run.recipe_file}: {error}") from error
+
+
+def _train_loader(recipe: Recipe, system: Any) -> TrainLoader:
+    config = recipe.trainer
+    return TrainLoader(
+        [resolve_source(source) for source in recipe.data.train],
+        recipe.data.loader,
+        steps=config.max_steps,
+        seed=recipe.seed,
+        image_transform=system.model.image_encoder.preprocess.train(recipe.data.augment.scale),
+        text_transform=system.tokenizer,
+        rank=process_rank(),
+        world_size=config.world_size,
+    )
+
+
+def _trainer(
+    recipe: Recipe,
+    run: RunFolder,
+    loader: TrainLoader,
+    logger: TensorBoardLogger,
+    evaluator: Evaluator,
+    console: Console,
+) -> pl.Trainer:
+    config = recipe.trainer
+
+    def evaluate(step: int) -> None:
+        if process_rank() == 0:
+            evaluator.writer = logger.experiment
+        evaluator.run(step)
+
+    if process_rank() == 0:
+        recipe_text(logger.experiment, to_yaml(recipe))
+    callbacks: list[pl.Callback] = [
+        ExactRandomness(),
+        Throughput(loader, config.log_every),
+        Checkpoints(run.checkpoints, config.checkpoint_every, config.keep_checkpoints),
+        RichProgressBar() if console.is_terminal else PlainProgress(),
+    ]
+    if recipe.evaluation.tasks:
+        callbacks.append(Evaluate(evaluate, config.eval_every))
+    autocast = config.precision == "bf16" and config.parallelism != "fsdp"
+    return pl.Trainer(
+        max_steps=config.max_steps,
+        max_epochs=-1,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=build_strategy(config),
+        precision="bf16-mixed" if autocast else "32-true",  # fsdp brings a policy of its own
+        gradient_clip_val=recipe.optim.grad_clip,
+        logger=logger,
+        callbacks=callbacks,
+        log_every_n_steps=config.log_every,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=console.is_terminal,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def _show(run: RunFolder, recipe: Recipe, report: EvalReport, console: Console) -> None:
+    if report.sections:
+        console.print(report.table())
+    console.print(f"run         {run.path}")
+    console.print(f"TensorBoard tensorboard --logdir {run.path.parent.parent}")
+
+
+def _quiet_lightning() -> None:
+    """Keep what a user can act on; drop hardware adverts and notes about our own choices."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (
+        ".*IterableDataset.*__len__.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*does not have many workers.*",
+        ".*weights_only.*",
+        ".*set_vital.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)

@@ -1,0 +1,117 @@
+"""The freeze plan: ordered name patterns decide what trains, and at which learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from torch import nn
+
+FROZEN = "frozen"
+
+
+@dataclass(frozen=True)
+class FreezePlan:
+    """Patterns over parameter names (`fnmatch` style), in order; the first that matches decides.
+
+    A value is `frozen` or a learning-rate multiplier; a parameter no pattern matches trains at 1.
+    """
+
+    rules: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for pattern, value in self.rules.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+            if value != FROZEN and not number:
+                raise ValueError(
+                    f"freeze: '{pattern}' is {value!r}; give 'frozen' or a multiplier above 0"
+                )
+
+    def multiplier(self, name: str) -> float:
+        """The learning-rate multiplier of parameter `name`; 0.0 means frozen."""
+        for pattern, value in self.rules.items():
+            if fnmatchcase(name, pattern):
+                return 0.0 if value == FROZEN else float(value)
+        return 1.0
+
+    def apply(self, module: nn.Module) -> None:
+        """Set `requires_grad` throughout `module`, and put wholly frozen submodules in eval mode.
+
+        Raises:
+            ValueError: a pattern matches no parameter; a typo would train the wrong part.
+        """
+        names = [name for name, _ in module.named_parameters()]
+        for pattern in self.rules:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"freeze: pattern '{pattern}' matches no parameter; names begin like "
+                    f"{', '.join(sorted(_heads(names)))}"
+                )
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(self.multiplier(name) > 0)
+        if all(not parameter.requires_grad for parameter in module.parameters()):
+            raise ValueError("freeze: every parameter is frozen; leave something to train")
+        keep_frozen_in_eval(module)
+
+
+def keep_frozen_in_eval(module: nn.Module) -> None:
+    """Put submodules whose parameters are all frozen in eval mode (no dropout, no statistics)."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        keep_frozen_in_eval(child)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether no parameter of `module` trains."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _heads(names: Iterable[str], depth: int = 2) -> set[str]:
+    return {".".join(name.split(".")[:depth]) for name in names}
+
+
+@dataclass(frozen=True)
+class FreezeRow:
+    """One line of the printed plan: a part of the model, what of it trains, and how fast."""
+
+    module: str
+    parameters: int
+    trainable: int
+    lr: str
+
+
+def freeze_rows(module: nn.Module, plan: FreezePlan, lr: float, depth: int = 2) -> list[FreezeRow]:
+    """Summarise `module` by the first `depth` parts of its parameter names."""
+    groups: dict[str, list[tuple[int, float]]] = {}
+    for name, parameter in module.named_parameters():
+        head = ".".join(name.split(".")[: depth if name.count(".") >= depth else -1] or [name])
+        groups.setdefault(head, []).append((parameter.numel(), plan.multiplier(name)))
+    rows = []
+    for head, members in groups.items():
+        rates = sorted({scale * lr for _, scale in members if scale > 0})
+        shown = " .. ".join(f"{rate:.2e}" for rate in dict.fromkeys(rates[:1] + rates[-1:]))
+        trainable = sum(count for count, scale in members if scale > 0)
+        rows.append(FreezeRow(head, sum(count for count, _ in members), trainable, shown or FROZEN))
+    total = FreezeRow(
+        "total", sum(row.parameters for row in rows), sum(row.trainable for row in rows), ""
+    )
+    return [*rows, total]
+
+
+def freeze_table(rows: list[FreezeRow]) -> Table:
+    """The plan as a rich table."""
+    table = Table(title="freeze plan", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("module")
+    for column in ("parameters", "trainable", "lr"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        style = "bold" if row.module == "total" else ("dim" if not row.trainable else "")
+        table.add_row(row.module, f"{row.parameters:,}", f"{row.trainable:,}", row.lr, style=style)
+    return table

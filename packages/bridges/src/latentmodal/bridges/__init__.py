@@ -1,0 +1,39 @@
+"""Bridges between latent spaces, and the losses that train them.
+
+Needs PyTorch and safetensors only, so that it can be used outside the trainer it was made for.
+"""
+
+from latentmodal.bridges.bridge import Bridge, BridgeConfig
+from latentmodal.bridges.component import Component, ComponentConfig
+from latentmodal.bridges.contrastive import (
+    ContrastiveHead,
+    ContrastiveHeadConfig,
+    ContrastiveOutput,
+)
+from latentmodal.bridges.distributed import gather_with_grad, rank, world_size
+from latentmodal.bridges.gradient_cache import encode_in_chunks
+from latentmodal.bridges.linear import LinearProjection, LinearProjectionConfig
+from latentmodal.bridges.losses import info_nce, sigmoid_loss
+from latentmodal.bridges.registry import BRIDGES, COMPONENTS, build_bridge, load
+
+__all__ = [
+    "BRIDGES",
+    "COMPONENTS",
+    "Bridge",
+    "BridgeConfig",
+    "Component",
+    "ComponentConfig",
+    "ContrastiveHead",
+    "ContrastiveHeadConfig",
+    "ContrastiveOutput",
+    "LinearProjection",
+    "LinearProjectionConfig",
+    "build_bridge",
+    "encode_in_chunks",
+    "gather_with_grad",
+    "info_nce",
+    "load",
+    "rank",
+    "sigmoid_loss",
+    "world_size",
+]

@@ -1,0 +1,207 @@
+"""What saves and loads: a frozen config, the module it builds, and the folder both live in.
+
+A saved component is a folder with two files and no pickle in it:
+
+    config.json        {"format_version": 1, "bridge": "linear", "in_dim": 768, ...}
+    model.safetensors  the state dict
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComponentConfig:
+    """Plain fields (numbers, strings, None) that say everything needed to build one component."""
+
+    name: ClassVar[str]
+    """The exact name that tables, recipes and `config.json` use for this component."""
+
+    def build(self) -> "Component":
+        """Make the module, freshly initialised."""
+        raise NotImplementedError
+
+
+class Component(nn.Module):
+    """A module that carries its config and can be saved to, and loaded from, a folder."""
+
+    config_class: ClassVar[type[ComponentConfig]]
+
+    def __init__(self, config: ComponentConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config and weights to `folder`, made if absent.
+
+        Both files are complete on disk before either takes its final name, so an interrupted save
+        leaves the previous one readable.
+
+        Raises:
+            ValueError: a weight is sharded over ranks or has no data (meta device).
+        """
+        folder = Path(folder)
+        tensors = {name: _plain(name, value) for name, value in self.state_dict().items()}
+        header = {"format_version": FORMAT_VERSION, "bridge": self.config.name}
+        text = json.dumps(header | dataclasses.asdict(self.config), indent=2) + "\n"
+
+        folder.mkdir(parents=True, exist_ok=True)
+        weights_tmp = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
+        config_tmp = folder / f".{CONFIG_FILE}.{os.getpid()}.tmp"
+        try:
+            save_file(tensors, weights_tmp)
+            config_tmp.write_text(text, encoding="utf-8")
+            for path in (weights_tmp, config_tmp):
+                _flush_to_disk(path)
+            weights_tmp.replace(folder / WEIGHTS_FILE)
+            config_tmp.replace(folder / CONFIG_FILE)
+        finally:
+            weights_tmp.unlink(missing_ok=True)
+            config_tmp.unlink(missing_ok=True)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """Load a folder known to hold this class; `latentmodal.bridges.load` takes any of them.
+
+        Raises:
+            ValueError: see `load_component`.
+        """
+        module = load_component(folder, {cls.config_class.name: cls.config_class})
+        assert isinstance(module, cls)
+        return module
+
+
+def load_component(
+    folder: str | os.PathLike[str], table: Mapping[str, type[ComponentConfig]]
+) -> Component:
+    """Rebuild what `save_pretrained` wrote, on the CPU, in the dtype it was saved in.
+
+    Raises:
+        ValueError: one line naming the file and what is wrong with it: absent or unreadable file,
+            format newer than this package, name not in `table`, unknown or missing config field,
+            unknown, missing or wrongly shaped weight.
+    """
+    config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+    fields = _read_json_object(config_path)
+    version = fields.pop("format_version", None)
+    if type(version) is not int or version < 1:
+        raise ValueError(
+            f"{config_path}: format_version is {version!r}, expected {FORMAT_VERSION}; "
+            "this is not a folder written by save_pretrained"
+        )
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{config_path}: format_version {version} is newer than {FORMAT_VERSION}, the newest "
+            "this package reads; upgrade latentmodal-bridges"
+        )
+    try:
+        config = make_config(fields.pop("bridge", None), fields, table)
+    except ValueError as error:
+        raise ValueError(f"{config_path}: {error}") from error
+
+    # Built without data: no time spent on, and no random numbers drawn for, values that the file
+    # replaces.
+    with torch.device("meta"):
+        module = config.build()
+    tensors = _read_tensors(weights_path)
+    _check_tensors(weights_path, module.state_dict(), tensors)
+    module.load_state_dict(tensors, assign=True)
+    assert not any(buffer.is_meta for buffer in module.buffers()), "buffers must be persistent"
+    return module
+
+
+def make_config(
+    name: object, fields: Mapping[str, Any], table: Mapping[str, type[ComponentConfig]]
+) -> ComponentConfig:
+    """Look `name` up in `table` and fill its config from `fields`.
+
+    Raises:
+        ValueError: unknown name, unknown field, missing field, or a value the config refuses.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"bridge {name!r} is unknown; choose from {', '.join(sorted(table))}")
+    config_class = table[name]
+    known = {field.name: field for field in dataclasses.fields(config_class)}
+    for key in fields:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise ValueError(f"bridge {name!r} has no field {key!r}; {hint}")
+    missing = [
+        key
+        for key, field in known.items()
+        if field.default is field.default_factory is dataclasses.MISSING and key not in fields
+    ]
+    if missing:
+        raise ValueError(f"bridge {name!r} needs {', '.join(missing)}")
+    return config_class(**fields)
+
+
+def require_positive_int(config: ComponentConfig, *names: str) -> None:
+    """Raise ValueError unless each named field of `config` is an int of at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    if tensor.is_meta or type(tensor) is not Tensor:
+        state = "has no data (meta device)" if tensor.is_meta else "is sharded over ranks"
+        raise ValueError(
+            f"cannot save: weight {name!r} {state}; save from a module that holds the full weights "
+            "(torch.distributed.checkpoint.state_dict gathers them with full_state_dict=True)"
+        )
+    return tensor.contiguous()
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); give a folder written by save_pretrained"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def _check_tensors(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    problems = [f"{key} is missing" for key in wanted if key not in found]
+    problems += [f"{key} is unknown" for key in found if key not in wanted]
+    problems += [
+        f"{key} has shape {tuple(found[key].shape)}, config.json says {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(f"{path}: weights do not fit config.json: {'; '.join(problems)}")

@@ -1,0 +1,56 @@
+"""The tables of names. To add a bridge: write its module, add its config to `BRIDGES`."""
+
+import os
+from typing import Any, TypeVar
+
+from latentmodal.bridges.bridge import Bridge, BridgeConfig
+from latentmodal.bridges.component import Component, ComponentConfig, load_component, make_config
+from latentmodal.bridges.contrastive import ContrastiveHeadConfig
+from latentmodal.bridges.linear import LinearProjectionConfig
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+
+def by_name(*configs: type[ConfigT]) -> dict[str, type[ConfigT]]:
+    """Table of configs under their names.
+
+    Raises:
+        ValueError: two configs claim one name.
+    """
+    table: dict[str, type[ConfigT]] = {}
+    for config in configs:
+        if config.name in table:
+            raise ValueError(
+                f"name {config.name!r} is claimed by {table[config.name].__name__} and "
+                f"{config.__name__}; rename one"
+            )
+        table[config.name] = config
+    return table
+
+
+BRIDGES: dict[str, type[BridgeConfig]] = by_name(LinearProjectionConfig)
+"""What turns features into soft tokens."""
+
+COMPONENTS: dict[str, type[ComponentConfig]] = by_name(*BRIDGES.values(), ContrastiveHeadConfig)
+"""Everything that `load` can read: the bridges and the contrastive head."""
+
+
+def build_bridge(name: str, **fields: Any) -> Bridge:
+    """Build the bridge called `name` from the fields of its config.
+
+    Raises:
+        ValueError: unknown name (the message lists the choices), unknown or missing field, or a
+            value the config refuses.
+    """
+    bridge = make_config(name, fields, BRIDGES).build()
+    assert isinstance(bridge, Bridge)
+    return bridge
+
+
+def load(folder: str | os.PathLike[str]) -> Component:
+    """Load whatever `save_pretrained` wrote to `folder`.
+
+    Raises:
+        ValueError: see `latentmodal.bridges.component.load_component`.
+    """
+    return load_component(folder, COMPONENTS)

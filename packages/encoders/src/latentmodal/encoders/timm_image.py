@@ -1,0 +1,159 @@
+"""Image encoders from timm: any model of its catalogue, vision transformers and CNNs alike.
+
+Shapes: B batch, C channels, H/W pixels, N tokens, D width.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from latentmodal.encoders.activations import activation_class, activation_of
+from latentmodal.encoders.convert.files import read_state_dict
+from latentmodal.encoders.encoder import ImageEncoder, repeated_block_types
+from latentmodal.encoders.features import Features
+from latentmodal.encoders.preprocess import Interpolation, Preprocess, Resize
+
+_POOLS = {"cls": "token", "avg": "avg", "avgmax": "avgmax", "max": "max", "map": "map"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmImageConfig:
+    """An image tower named as timm names it.
+
+    Attributes:
+        model: timm's name, e.g. "vit_base_patch32_clip_224"; a tag after a dot picks the
+            pretrained configuration (weights, mean and std).
+        pretrained: fetch the tag's weights from the hub.
+        weights: a local file or folder of weights in timm's names instead of the hub's.
+        image_size: pixels a side; None is the model's own.
+        pool: "cls", "avg", "max", "avgmax" or "map" (attention pooling); None is the model's own.
+        activation: "gelu", "quick_gelu" or "gelu_tanh"; None is the model's own.
+        resize: "crop" or "squash" in evaluation, see `Preprocess`; None is the model's own. SigLIP
+            squashes, though timm's configuration says crop.
+        drop_path: stochastic depth rate, growing linearly to this value at the last block.
+        patch_drop_rate: share of patches left out in training (FLIP).
+        model_kwargs: anything else timm's constructor takes: embed_dim, depth, patch_size ...
+    """
+
+    model: str
+    pretrained: bool = False
+    weights: str | None = None
+    image_size: int | None = None
+    pool: str | None = None
+    activation: str | None = None
+    resize: Resize | None = None
+    drop_path: float = 0.0
+    patch_drop_rate: float = 0.0
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.pool is not None and self.pool not in _POOLS:
+            raise ValueError(f"pool={self.pool!r} is unknown; choose from {', '.join(_POOLS)}.")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained=true and weights are two sources; set only one of them.")
+
+    def build(self) -> "TimmImageEncoder":
+        return TimmImageEncoder(self)
+
+
+class TimmImageEncoder(ImageEncoder):
+    """A timm model without its classifier, under the attribute `trunk`.
+
+    Tokens are timm's `forward_features` (prefix tokens first; a CNN's map flattened row by row);
+    the pooled feature is what timm's classifier would have read.
+    """
+
+    def __init__(self, config: TimmImageConfig) -> None:
+        trunk = _create(config)
+        super().__init__(_preprocess(trunk, config))
+        self.config = config
+        self.trunk = trunk
+        self.activation = activation_of(trunk)
+        self.fsdp_units = repeated_block_types(trunk)
+        self._channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        self._measure()
+
+    def forward(self, pixels_BCHW: Tensor) -> Features:
+        """Encode pictures; see `ImageEncoder.forward`."""
+        features = self.trunk.forward_features(self.normalise(pixels_BCHW))
+        pooled_BD = self.trunk.forward_head(features, pre_logits=True)
+        return Features(self._as_tokens(features), pooled_BD)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.trunk.set_grad_checkpointing(enable)
+
+    def _as_tokens(self, features: Tensor) -> Tensor:
+        if features.ndim == 3:
+            return features
+        if self._channels_last:
+            return features.flatten(1, 2)
+        return features.flatten(2).transpose(1, 2)
+
+
+def _create(config: TimmImageConfig) -> Any:
+    if not timm.is_model(config.model):
+        near = ", ".join(timm.list_models(f"*{config.model.split('.')[0]}*")[:5])
+        hint = f"near names: {near}" if near else "timm.list_models() lists them"
+        raise ValueError(f"model={config.model!r} is not a timm model; {hint}.")
+    options: dict[str, Any] = dict(config.model_kwargs)
+    fixed_size = timm.get_pretrained_cfg(config.model).fixed_input_size  # CNNs take any size
+    if config.image_size is not None and fixed_size:
+        options["img_size"] = config.image_size
+    if config.pool is not None:
+        options["global_pool"] = _POOLS[config.pool]
+    if config.activation is not None:
+        options["act_layer"] = activation_class(config.activation)
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
+    if config.patch_drop_rate:
+        options["patch_drop_rate"] = config.patch_drop_rate
+    if config.weights is not None:
+        options["pretrained_cfg_overlay"] = _weights_overlay(config.model, config.weights)
+    pretrained = config.pretrained or config.weights is not None
+    try:
+        return timm.create_model(config.model, pretrained=pretrained, num_classes=0, **options)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"timm could not build model={config.model!r}: {error}") from error
+
+
+def _weights_overlay(model: str, weights: str) -> dict[str, Any]:
+    """Hand local weights to timm, which resizes position grids and loads them strictly.
+
+    Strictly only when the classifier is already gone and no classes are announced: otherwise timm
+    drops it itself and from then on overlooks missing keys.
+    """
+    classifiers = timm.get_pretrained_cfg(model).classifier or ()
+    names = (classifiers,) if isinstance(classifiers, str) else classifiers
+    classifier_keys = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+    state = read_state_dict(weights)
+    return {
+        "state_dict": {k: v for k, v in state.items() if k not in classifier_keys},
+        "num_classes": 0,
+    }
+
+
+def _preprocess(trunk: Any, config: TimmImageConfig) -> Preprocess:
+    """timm's data configuration, with the whole picture used (crop_pct 1) as CLIP models do."""
+    data = resolve_model_data_config(trunk)
+    interpolation: Interpolation = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
+    resize: Resize = "squash" if data["crop_mode"] == "squash" else "crop"
+    return Preprocess(
+        size=config.image_size or _input_side(trunk, data),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=interpolation,
+        resize=config.resize or resize,
+    )
+
+
+def _input_side(trunk: Any, data: dict[str, Any]) -> int:
+    embed_size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    height, width = embed_size if embed_size is not None else data["input_size"][1:]
+    if height != width:
+        raise ValueError(
+            f"the timm model reads {height}x{width} pixels; set image_size to make it square."
+        )
+    return int(height)

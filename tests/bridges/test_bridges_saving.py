@@ -1,0 +1,197 @@
+"""Tables of names, the bridge contract for every entry, and folders on disk."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from latentmodal.bridges import (
+    BRIDGES,
+    COMPONENTS,
+    Bridge,
+    Component,
+    ContrastiveHead,
+    LinearProjection,
+    LinearProjectionConfig,
+    build_bridge,
+    load,
+)
+from latentmodal.bridges.registry import by_name
+
+SMALL: dict[str, dict[str, Any]] = {
+    "linear": {"in_dim": 3, "out_dim": 5, "num_input_tokens": 4},
+    "contrastive": {"image_dim": 3, "text_dim": 5, "embed_dim": 4, "init_logit_bias": -10.0},
+}
+
+
+def make(name: str) -> Component:
+    return COMPONENTS[name](**SMALL[name]).build()
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_component_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    module = make(name).bfloat16()
+    module.save_pretrained(tmp_path / "deep" / "folder")
+    before = torch.get_rng_state()
+    for again in (
+        load(tmp_path / "deep/folder"),
+        type(module).from_pretrained(tmp_path / "deep/folder"),
+    ):
+        assert type(again) is type(module)
+        assert again.config == module.config
+        assert again.state_dict().keys() == module.state_dict().keys()
+        for key, value in module.state_dict().items():
+            assert again.state_dict()[key].dtype == torch.bfloat16
+            assert torch.equal(again.state_dict()[key], value)
+        assert all(parameter.requires_grad for parameter in again.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+    files = sorted(path.name for path in (tmp_path / "deep/folder").iterdir())
+    assert files == ["config.json", "model.safetensors"]
+    header = json.loads((tmp_path / "deep/folder/config.json").read_text())
+    assert header["format_version"] == 1 and header["bridge"] == name
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+def test_every_bridge_keeps_the_contract(name: str) -> None:
+    bridge = build_bridge(name, **SMALL[name])
+    assert isinstance(bridge, Bridge)
+    assert all(isinstance(unit, type) for unit in bridge.fsdp_units)
+    features = torch.randn(2, 4, bridge.in_dim)
+    tokens = bridge(features)
+    assert tokens.shape == (2, bridge.num_output_tokens, bridge.out_dim)
+    mask = torch.tensor([[True, True, False, False], [True] * 4])
+    padded = features.clone()
+    padded[~mask] = 1e4
+    assert torch.equal(bridge(features, mask), bridge(padded, mask))
+    with torch.device("meta"):
+        assert all(p.is_meta for p in build_bridge(name, **SMALL[name]).parameters())
+
+
+def test_linear_projects_each_token_and_blanks_masked_ones() -> None:
+    bridge = build_bridge("linear", **SMALL["linear"])
+    assert isinstance(bridge, LinearProjection)
+    features = torch.randn(2, 4, 3)
+    expected = features @ bridge.proj.weight.T + bridge.proj.bias
+    torch.testing.assert_close(bridge(features), expected)
+    mask = torch.tensor([[True, False, True, True], [False] * 4])
+    tokens = bridge(features, mask)
+    torch.testing.assert_close(tokens[mask], expected[mask])
+    assert (tokens[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 4, 2), (4, 3)])
+def test_linear_names_features_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="num_input_tokens=4, in_dim=3"):
+        build_bridge("linear", **SMALL["linear"])(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("qformr", {}, "bridge 'qformr' is unknown; choose from .*linear"),
+        ("contrastive", {}, "bridge 'contrastive' is unknown; choose from"),
+        ("linear", SMALL["linear"] | {"in_dmi": 3}, "no field 'in_dmi'; did you mean 'in_dim'"),
+        ("linear", SMALL["linear"] | {"zzz": 3}, "no field 'zzz'; it has in_dim, out_dim"),
+        ("linear", {"out_dim": 3}, "needs in_dim, num_input_tokens"),
+        ("linear", SMALL["linear"] | {"in_dim": 2.0}, "in_dim is 2.0"),
+    ],
+)
+def test_build_refuses(name: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_bridge(name, **fields)
+
+
+def test_two_configs_of_one_name_are_refused() -> None:
+    class Other(LinearProjectionConfig):
+        pass
+
+    with pytest.raises(ValueError, match="claimed by LinearProjectionConfig and Other"):
+        by_name(LinearProjectionConfig, Other)
+
+
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "config.json"
+        fields = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in fields.items() if v != "drop"}))
+
+    return edit
+
+
+def edit_weights(**changes: torch.Tensor | None) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = load_file(path) | {k.replace("__", "."): v for k, v in changes.items()}
+        save_file({k: v for k, v in tensors.items() if v is not None}, path)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json: is not JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json: holds a list"),
+        (edit_config(format_version=2), "format_version 2 is newer than 1"),
+        (edit_config(format_version="drop"), "format_version is None"),
+        (edit_config(format_version="1"), "format_version is '1'"),
+        (edit_config(bridge="other"), "config.json: bridge 'other' is unknown; choose from"),
+        (edit_config(bridge="drop"), "config.json: bridge None is unknown"),
+        (edit_config(in_dim="drop"), "config.json: bridge 'linear' needs in_dim"),
+        (edit_config(in_dims=4), "has no field 'in_dims'; did you mean 'in_dim'"),
+        (edit_config(in_dim=-1), "config.json: in_dim is -1"),
+        (edit_config(in_dim=4), r"proj.weight has shape \(5, 3\), config.json says \(5, 4\)"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: cannot be read"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x10" * 20),
+            "model.safetensors: cannot be read as safetensors",
+        ),
+        (edit_weights(proj__bias=None), "proj.bias is missing"),
+        (edit_weights(extra=torch.ones(1)), "extra is unknown"),
+    ],
+)
+def test_damaged_folders_are_named(
+    damage: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    make("linear").save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_from_pretrained_takes_its_own_kind_only(tmp_path: Path) -> None:
+    make("linear").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="bridge 'linear' is unknown; choose from contrastive"):
+        ContrastiveHead.from_pretrained(tmp_path)
+
+
+def test_module_without_data_is_not_saved(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        bridge = make("linear")
+    with pytest.raises(ValueError, match=r"'proj\.weight' has no data"):
+        bridge.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_failed_save_leaves_the_previous_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make("linear")
+    first.save_pretrained(tmp_path)
+
+    def full_disk(self: Path, *args: Any, **kwargs: Any) -> int:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        make("linear").save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert torch.equal(
+        load(tmp_path).state_dict()["proj.weight"], first.state_dict()["proj.weight"]
+    )

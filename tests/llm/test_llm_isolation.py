@@ -1,0 +1,47 @@
+"""The package needs torch and the standard library; its README example runs as printed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "packages" / "llm" / "README.md"
+
+FOREIGN = {
+    "lightning",
+    "omegaconf",
+    "pytorch_lightning",
+    "safetensors",
+    "tensorboard",
+    "timm",
+    "torchmetrics",
+    "torchvision",
+    "transformers",
+    "webdataset",
+}
+
+PROBE = """
+import sys, latentmodal.llm
+print(*{name.split(".")[0] for name in sys.modules})
+print(*{".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("latentmodal.")})
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_imports_torch_only():
+    everything, ours = run(PROBE).splitlines()
+    assert FOREIGN.isdisjoint(everything.split())
+    assert "torch" in everything.split()
+    assert ours.split() == ["latentmodal.llm"]
+
+
+def test_readme_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    run(example)
