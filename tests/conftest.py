@@ -31,7 +31,7 @@ system:
   image_encoder:
     image_size: 48
     drop_path: 0.2
-    model_kwargs: {embed_dim: 32, depth: 2, num_heads: 2, class_token: false}
+    model_kwargs: {channels: [8, 8, 16, 32], stem_width: 8}
   text_encoder: {width: 32, depth: 1, heads: 1}
   head: {embed_dim: 16}
 data:

@@ -96,6 +96,17 @@ def test_remote_shards_through_fsspec(make_shards):
         check_shards(["memory://bucket/empty.tar"])
 
 
+def test_a_store_whose_package_is_missing_is_explained(monkeypatch):
+    def missing(url):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("latentmodal.experiments.data.addresses.url_to_fs", missing)
+    with pytest.raises(UserError, match=r"s3://b/\*\.tar needs another package: Install s3fs"):
+        expand_addresses(["s3://b/*.tar"])
+    with pytest.raises(UserError, match=r"s3://b/a\.tar needs another package"):
+        check_shards(["s3://b/a.tar"])
+
+
 def test_no_source_at_all():
     with pytest.raises(UserError, match="no data source"):
         open_sources([])

@@ -29,6 +29,8 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
 
 console = Console()
+if not console.is_terminal:
+    console = Console(width=100)  # a file has no width; 80 columns would cut tables
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the recipe")
 ]
@@ -117,9 +119,9 @@ def data_emoji(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="a run's folder, or a checkpoint file or folder")],
+    source: Annotated[Path, typer.Argument(help="a run's folder, or one of its checkpoints")],
     target: Annotated[Path, typer.Argument(help="file (.safetensors) or folder to write")],
-    to: Annotated[str, typer.Option("--to", help="open_clip, hf_clip or hf_siglip")],
+    to: Annotated[str, typer.Option("--to", help="open_clip, hf_clip, hf_siglip, latentmodal")],
 ) -> None:
     """Write a run's two towers and head under another library's names."""
     from latentmodal.experiments.weights import convert_run

@@ -9,8 +9,12 @@ from typing import BinaryIO
 
 from latentmodal.experiments.errors import UserError
 
+_RESUME = "free space or choose another run_dir, then go on with resume=true"
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], remedy: str = _RESUME
+) -> None:
     """Call `write(file)` on a temporary neighbour of `path`, then rename it into place.
 
     Raises:
@@ -27,12 +31,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(
-            f"{path}: could not be written ({reason.splitlines()[0]}); "
-            "free space or choose another run_dir, then go on with resume=true"
-        ) from error
+        first = next(iter(reason.splitlines()), type(error).__name__)
+        raise UserError(f"{path}: could not be written ({first}); {remedy}") from error
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str, remedy: str = _RESUME) -> None:
     """`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), remedy)

@@ -2,7 +2,8 @@
 
 A recipe file is YAML. `base: NAME` starts from another recipe; every other key overrides it. A
 component is a mapping with a `name` out of an explicit table; naming another component than the
-base does replaces the whole mapping, so that keys of the old one do not linger.
+base does replaces the whole mapping, so that keys of the old one do not linger. `null` puts a key
+that cannot be empty back to its default.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -63,9 +64,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     layers = [*_read_chain(find_recipe(name)), *_override_layer(overrides)]
     merged: dict[str, Any] = {}
-    for _, raw in layers:
-        merged = _merge(merged, raw)
     try:
+        for _, raw in layers:
+            merged = _merge(merged, raw)
         return build_config(Recipe, merged)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(error, layers)) from error
@@ -84,8 +85,13 @@ def build_config(schema: type[T], raw: Mapping[str, Any], key: str = "") -> T:
     fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
     for name, value in raw.items():
         field, path = fields.get(name), f"{key}{name}"
-        if value is None or field is None:
+        if field is None:
             flat[name] = value
+        elif value is None:
+            if type(None) in get_args(hints[name]):
+                flat[name] = None
+            elif not _has_default(field):
+                raise ValueError(f"{path}: missing; give it a value")
         elif "table" in field.metadata:
             nested[name] = _build_component(field, value, path)
         elif dataclass_type := _dataclass_in(hints[name]):
@@ -118,12 +124,12 @@ def _instantiate(schema: type[T], flat: dict[str, Any], nested: dict[str, Any], 
     """Let OmegaConf check the plain keys, then construct; nested configs are checked already."""
     fields = dataclasses.fields(schema)  # type: ignore[arg-type]
     hints = get_type_hints(schema)
-    plain = [
+    plain: list[tuple[str, Any, Any]] = [
         (
             f.name,
             hints[f.name],
             dataclasses.field(default=f.default, default_factory=f.default_factory),
-        )  # type: ignore[call-overload]
+        )
         for f in fields
         if "table" not in f.metadata and (_dataclass_in(hints[f.name]) is None)
     ]
@@ -142,19 +148,20 @@ def _instantiate(schema: type[T], flat: dict[str, Any], nested: dict[str, Any], 
         raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
     arguments = {**{str(k): _frozen(v) for k, v in values.items()}, **empty, **nested}
-    absent = [
-        f.name
-        for f in fields
-        if arguments.get(f.name, "???") == "???"
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if absent:
+    # OmegaConf's "???" stands for a value still to be given.
+    if absent := [
+        f.name for f in fields if arguments.get(f.name, None if _has_default(f) else "???") == "???"
+    ]:
         raise ValueError(f"{key}{absent[0]}: missing; give it a value")
     try:
         return schema(**arguments)
     except ValueError as error:
-        raise ValueError(f"{key.rstrip('.') or 'recipe'}: {error}") from error
+        raise ValueError(f"{key.rstrip('.')}: {error}" if key else str(error)) from error
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def _frozen(value: Any) -> Any:
@@ -173,15 +180,32 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
     return value
 
 
-def _merge(base: Mapping[str, Any], diff: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], diff: Mapping[str, Any], key: str = "") -> dict[str, Any]:
     merged = dict(base)
-    for key, value in diff.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            replaced = "name" in value and value["name"] != old.get("name")
-            merged[key] = dict(value) if replaced else _merge(old, value)
-        else:
-            merged[key] = value
+    for name, value in diff.items():
+        merged[name] = _merge_value(base.get(name), value, f"{key}{name}")
+    return merged
+
+
+def _merge_value(old: Any, new: Any, path: str) -> Any:
+    if not isinstance(new, Mapping):
+        return new
+    if isinstance(old, Mapping):
+        replaced = "name" in new and new["name"] != old.get("name")
+        return dict(new) if replaced else _merge(old, new, f"{path}.")
+    if isinstance(old, list) and new and all(str(name).isdigit() for name in new):
+        return _merge_items(old, new, path)
+    return new
+
+
+def _merge_items(old: list[Any], new: Mapping[str, Any], path: str) -> list[Any]:
+    """Override items of a list by their number, as `data.train.0.weight=2` does."""
+    merged = list(old)
+    for name, value in new.items():
+        index = int(name)
+        if index >= len(merged):
+            raise ValueError(f"{path}.{name}: no such item; the list has {len(merged)}, from 0 on")
+        merged[index] = _merge_value(merged[index], value, f"{path}.{name}")
     return merged
 
 

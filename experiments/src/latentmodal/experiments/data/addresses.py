@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,15 +120,22 @@ def _check_local(shard: str) -> None:
 
 
 def _check_remote(shard: str) -> None:
-    try:
+    with _store_errors(shard):
         system, path = url_to_fs(shard)
         info: dict[str, Any] = system.info(path)
-    except ImportError as error:
-        raise UserError(f"shard {shard} needs another package: {_one_line(error)}") from error
-    except OSError as error:
-        raise UserError(f"shard {shard} cannot be read: {_one_line(error)}; check urls") from error
     if info.get("size") == 0:
         raise UserError(f"shard {shard} is empty (0 bytes); upload it again or leave it out")
+
+
+@contextmanager
+def _store_errors(address: str) -> Iterator[None]:
+    """What a store raises, as one line naming the address."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{address} needs another package: {_one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"{address} cannot be read: {_one_line(error)}; check urls") from error
 
 
 def _expand_braces(url: str) -> list[str]:
@@ -147,8 +155,9 @@ def _expand_wildcards(address: str) -> list[str]:
     if is_local(address):
         found = sorted(str(path) for path in _glob_local(local_path(address)))
     else:
-        system, pattern = url_to_fs(address)
-        found = sorted(str(system.unstrip_protocol(path)) for path in system.glob(pattern))
+        with _store_errors(address):
+            system, pattern = url_to_fs(address)
+            found = sorted(str(system.unstrip_protocol(path)) for path in system.glob(pattern))
     if not found:
         raise UserError(f"no shard matches {address}; check urls")
     return found

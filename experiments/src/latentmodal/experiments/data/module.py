@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,6 +13,7 @@ from latentmodal.experiments.data.addresses import open_shard
 from latentmodal.experiments.data.config import LoaderConfig, ShardSourceConfig
 from latentmodal.experiments.data.decode import decode_texts
 from latentmodal.experiments.data.emoji import EmojiConfig, EmojiData, emoji_captions, ensure_emoji
+from latentmodal.experiments.data.faults import BadSampleError
 from latentmodal.experiments.data.loader import open_sources
 from latentmodal.experiments.data.tar_reader import read_samples
 from latentmodal.experiments.errors import UserError
@@ -72,7 +74,8 @@ def _shard_captions(source: ShardSourceConfig) -> Iterator[str]:
     for shard in open_sources([source])[0].shards:
         with open_shard(shard) as stream:
             for raw in read_samples(stream, shard, lambda _fault: None):
-                yield from decode_texts(raw, longest).captions
+                with suppress(BadSampleError):  # training skips and counts it
+                    yield from decode_texts(raw, longest).captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +97,7 @@ class DataConfig:
     train: tuple[Any, ...] = choices(SOURCES, keyed=False)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ValueError("train is empty; name at least one source")

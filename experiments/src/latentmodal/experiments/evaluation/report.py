@@ -77,23 +77,20 @@ class EvalReport:
         return cls(sections=sections, context=payload["context"], confusions=confusions)
 
     def table(self) -> Table:
-        """A rich table: metric, value, chance, n; every section begins with its protocol."""
+        """A rich table, one block of rows per section: metric, value, chance, n."""
         title = "  ".join(f"{key} {value}" for key, value in self.context.items())
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("metric", no_wrap=True)
-        table.add_column("value", justify="right", style="bold")
-        table.add_column("chance", justify="right")
-        table.add_column("n", justify="right")
+        for column in ("task", "metric"):
+            table.add_column(column, no_wrap=True)
+        for column in ("value", "chance", "n"):
+            table.add_column(column, justify="right", no_wrap=True)
         for section, metrics in self.sections.items():
             table.add_section()
-            table.add_row(f"[bold cyan]{section}")
-            protocols = dict.fromkeys(metric.protocol for metric in metrics.values())
-            for protocol in protocols:
-                table.add_row(f"[dim]{protocol}")
-            for name, metric in metrics.items():
+            for row, (name, metric) in enumerate(metrics.items()):
                 table.add_row(
-                    f"  {name}",
-                    _shown(metric.value, metric) + _shown_error(metric),
+                    f"[cyan]{section}" if row == 0 else "",
+                    name,
+                    f"[bold]{_shown(metric.value, metric)}{_shown_error(metric)}",
                     "" if metric.chance is None else _shown(metric.chance, metric),
                     str(metric.n),
                 )

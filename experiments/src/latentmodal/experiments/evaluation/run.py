@@ -94,10 +94,16 @@ def load_system(run: RunFolder, checkpoint: Path, overrides: Sequence[str] = ())
     system = build_system(recipe, run)
     state = read_checkpoint(checkpoint)
     system.on_load_checkpoint(state)
-    result = system.load_state_dict(state["state_dict"], strict=False)
+    try:
+        result = system.load_state_dict(state["state_dict"], strict=False)
+    except RuntimeError as error:  # shapes
+        reason = " ".join(str(error).splitlines()[1:2]).strip()
+        raise UserError(f"{checkpoint}: is of another recipe; {reason}") from error
     frozen = {name for name, p in system.named_parameters() if not p.requires_grad}
     if lacking := [name for name in result.missing_keys if name not in frozen]:
         raise UserError(f"{checkpoint}: lacks {', '.join(lacking[:3])}; it is of another recipe")
+    if strange := result.unexpected_keys:
+        raise UserError(f"{checkpoint}: holds {', '.join(strange[:3])}; it is of another recipe")
     device = "cuda" if torch.cuda.is_available() and recipe.trainer.accelerator != "cpu" else "cpu"
     return system.to(device).eval(), recipe
 
@@ -114,7 +120,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str], console: Console) -> Ev
     system, recipe = load_system(run, checkpoint, overrides)
     if not recipe.evaluation.tasks:
         raise UserError(f"{run.recipe_file}: evaluation.tasks is empty; name at least one task")
-    writer = SummaryWriter(str(run.path / "tensorboard"))
+    writer = SummaryWriter(str(run.logs))
     context: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     evaluator = Evaluator(recipe.evaluation, system, context, writer)
     report = evaluator.run(step_of(checkpoint), projector=True)

@@ -56,9 +56,15 @@ class WeightsConfig:
         """
         ours = Activations(model.image_encoder.activation, model.text_encoder.activation)
         stated = None if self.activation is None else Activations(self.activation, self.activation)
-        state = load_dual_encoder_weights(
-            self.path, self.format, activations=ours, checkpoint_activations=stated
-        )
+        try:
+            state = load_dual_encoder_weights(
+                self.path, self.format, activations=ours, checkpoint_activations=stated
+            )
+        except ValueError as error:
+            # The converter names its own argument; a recipe's author knows it as a key.
+            raise ValueError(
+                str(error).replace("checkpoint_activations", "system.weights.activation")
+            ) from error
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

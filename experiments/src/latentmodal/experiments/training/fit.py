@@ -67,7 +67,7 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
     loader = _train_loader(recipe, system)
     logger = TensorBoardLogger(
         str(run.path),
-        name="tensorboard",
+        name=run.logs.name,
         version="",
         default_hp_metric=False,
         purge_step=step_of(checkpoint) if checkpoint else None,  # points past it will come again
@@ -84,6 +84,8 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
         raise SystemExit(128 + signal.SIGTERM) from None
     except ValueError as error:
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
+    finally:
+        loader.close()
     if trainer.global_step < recipe.trainer.max_steps:
         raise UserError(f"stopped at step {trainer.global_step}; go on with resume=true")
     system.eval()

@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "tokenizer.json"
 
     @property
+    def logs(self) -> Path:
+        """What TensorBoard reads; there from the first training step on."""
+        return self.path / "tensorboard"
+
+    @property
     def finished_file(self) -> Path:
         """Present once the last step was trained."""
         return self.path / "finished.json"
@@ -59,12 +64,14 @@ class RunFolder:
     def open(self, recipe: Recipe, resume: bool) -> Path | None:
         """Prepare the folder for training; the checkpoint to go on from, or None to begin.
 
+        A run that a mistake in its recipe stopped before the first step is begun anew.
+
         Raises:
             UserError: the folder holds a run and `resume` is off, holds a run of another recipe,
                 or cannot be written.
         """
         text = to_yaml(recipe)
-        if self.recipe_file.exists():
+        if self.recipe_file.exists() and (self.logs.exists() or self.checkpoints.exists()):
             if not resume:
                 raise UserError(
                     f"{self.path}: already holds a run; go on with resume=true, "
@@ -72,6 +79,7 @@ class RunFolder:
                 )
             self._check_same(text)
             return latest_checkpoint(self.checkpoints)
+        self.tokenizer_file.unlink(missing_ok=True)
         write_text_atomically(self.recipe_file, text)
         write_text_atomically(self.path / "provenance.json", json.dumps(provenance(), indent=2))
         return None

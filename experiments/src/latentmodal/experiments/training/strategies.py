@@ -72,13 +72,14 @@ class NamedStateMixin(Strategy):
         return read_checkpoint(Path(checkpoint_path))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load the trainable parameters; frozen ones are in the model already.
+        """Load trainable parameters and buffers; frozen parameters are in the model already.
 
         Raises:
-            ValueError: the checkpoint's trainable parameters are not this model's.
+            ValueError: the checkpoint's parameters are not this model's.
         """
-        wanted = {name for name, p in self._module().named_parameters() if p.requires_grad}
-        found = set(checkpoint["state_dict"])
+        module = self._module()
+        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+        wanted, found = set(module.state_dict()) - frozen, set(checkpoint["state_dict"])
         if wanted != found:
             missing, unknown = sorted(wanted - found)[:3], sorted(found - wanted)[:3]
             raise ValueError(

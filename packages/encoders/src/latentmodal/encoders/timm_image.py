@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
@@ -73,12 +74,16 @@ class TimmImageEncoder(ImageEncoder):
         self.trunk = trunk
         self.activation = activation_of(trunk)
         self.fsdp_units = repeated_block_types(trunk)
-        self._channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        self._maps_are_nhwc = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        self._is_cnn = not hasattr(trunk, "patch_embed")
         self._measure()
 
     def forward(self, pixels_BCHW: Tensor) -> Features:
         """Encode pictures; see `ImageEncoder.forward`."""
-        features = self.trunk.forward_features(self.normalise(pixels_BCHW))
+        x_BCHW = self.normalise(pixels_BCHW)
+        if self._is_cnn:  # convolutions run up to twice as fast on this memory layout
+            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        features = self.trunk.forward_features(x_BCHW)
         pooled_BD = self.trunk.forward_head(features, pre_logits=True)
         return Features(self._as_tokens(features), pooled_BD)
 
@@ -88,7 +93,7 @@ class TimmImageEncoder(ImageEncoder):
     def _as_tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 3:
             return features
-        if self._channels_last:
+        if self._maps_are_nhwc:
             return features.flatten(1, 2)
         return features.flatten(2).transpose(1, 2)
 

@@ -7,37 +7,33 @@ says how they are counted, so the exceptions to the rules are listed here by han
 import re
 from typing import Final, Literal
 
+from latentmodal.experiments.data.emoji.vocabulary import names_in
+
 Number = Literal["singular", "pair", "plural", "mass"]
 
 NUMBER_WORDS: Final = ("no", "one", "two", "three", "four")
 
-_PAIRS: Final = frozenset(
+_PAIRS: Final = names_in(
     """
     ballet shoes|briefs|chopsticks|glasses|gloves|goggles|jeans|maracas|scissors|shorts|skis
     |socks|sunglasses
-    """.replace("\n", "")
-    .replace("    ", "")
-    .split("|")
+    """
 )
-_PLURALS: Final = frozenset(
+_PLURALS: Final = names_in(
     """
     Japanese dolls|admission tickets|beans|blueberries|bookmark tabs|books|bubbles
     |card index dividers|chains|cherries|clinking beer mugs|clinking glasses|control knobs
     |crossed swords|eyes|film frames|fireworks|flower playing cards|french fries|grapes|houses
     |linked paperclips|lungs|musical notes|nesting dolls|pancakes|paw prints|peanuts|prayer beads
     |shopping bags|sparkles
-    """.replace("\n", "")
-    .replace("    ", "")
-    .split("|")
+    """
 )
-_MASS: Final = frozenset(
+_MASS: Final = names_in(
     """
     bacon|baguette bread|bread|broccoli|bubble tea|butter|canned food|cooked rice|coral
     |curry rice|custard|dango|flatbread|garlic|ice|luggage|meat on bone|money with wings|oden
     |popcorn|sake|salt|shaved ice|soap|spaghetti|stuffed flatbread|sushi|thread|wood|yarn
-    """.replace("\n", "")
-    .replace("    ", "")
-    .split("|")
+    """
 )
 _IRREGULAR: Final = {
     "bison": "bison",

@@ -1,22 +1,28 @@
 """Sentences about a picture, true (or, as negatives, false) by construction.
 
-Everything is derived from a ``Picture``: the names, boxes and colours of what was drawn. Where
-the truth could be argued about (a slanting relation, a colour that is half of a drawing, an
-object between two regions), nothing is said.
+Everything is derived from the facts of a ``Picture``: the names, boxes and colours of what was
+drawn, and nothing beyond them.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from latentmodal.experiments.data.emoji import grammar
 from latentmodal.experiments.data.emoji.concepts import Thing
-from latentmodal.experiments.data.emoji.palette import COLOUR_WORDS
-from latentmodal.experiments.data.emoji.scenes import INVERSE, Box, Picture, Seen, relation
+from latentmodal.experiments.data.emoji.facts import (
+    Group,
+    clear_relations,
+    group_objects,
+    listing,
+    position,
+    where,
+)
+from latentmodal.experiments.data.emoji.questions import questions
+from latentmodal.experiments.data.emoji.scenes import INVERSE, Picture, Seen, relation
 
 # Zero-shot templates: sentences of the shapes that training captions of single objects have.
-TEMPLATES: Final = ("{}", "a picture of {}", "a drawing of {}", "there is {}")
+TEMPLATES: Final = ("{}", "a picture of {}", "a drawing of {}")
 
 _STYLE_SENTENCE: Final = {
     "openmoji": "It is drawn in colour with black outlines.",
@@ -24,78 +30,12 @@ _STYLE_SENTENCE: Final = {
     "openmoji_line": "It is drawn in black lines.",
     "noto_mono": "It is drawn in black.",
 }
-_MAX_QUESTIONS: Final = 7
 _LARGER: Final = 1.7  # by area of the boxes, before a difference in size is mentioned
-
-
-@dataclass(frozen=True)
-class Question:
-    question: str
-    answer: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """All objects of one thing in a picture."""
-
-    thing: Thing
-    members: tuple[Seen, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.members)
-
-    @property
-    def colour(self) -> str | None:
-        """Worth saying: the drawing has one, and the name does not already speak of colour."""
-        words = set(self.thing.name.lower().split())
-        return None if words & COLOUR_WORDS else self.members[0].colour
-
-    def phrase(self, *, with_colour: bool = False) -> str:
-        adjective = self.colour if with_colour else None
-        return grammar.noun_phrase(self.thing.name, self.count, adjective)
-
-
-def group_objects(picture: Picture) -> list[Group]:
-    """Objects by thing, in the order of first appearance."""
-    members: dict[str, list[Seen]] = {}
-    for seen in picture.objects:
-        members.setdefault(seen.thing.code, []).append(seen)
-    return [Group(each[0].thing, tuple(each)) for each in members.values()]
-
-
-def position(box: Box, size: int) -> str | None:
-    """Where a box lies on the canvas: "top left", "middle" …; None near a border of regions."""
-    words = []
-    for centre, low, high in (
-        ((box[1] + box[3]) / (2 * size), "top", "bottom"),
-        ((box[0] + box[2]) / (2 * size), "left", "right"),
-    ):
-        if centre < 0.38:
-            words.append(low)
-        elif centre > 0.62:
-            words.append(high)
-        elif 0.45 <= centre <= 0.55:
-            words.append("")
-        else:
-            return None
-    return " ".join(word for word in words if word) or "middle"
-
-
-def _where(place: str) -> str:
-    return {"top": "at the top", "bottom": "at the bottom"}.get(
-        place, ("on the " if place in ("left", "right") else "in the ") + place
-    )
-
-
-def _listing(groups: Sequence[Group], *, with_colour: bool = False) -> str:
-    return grammar.join_and([group.phrase(with_colour=with_colour) for group in groups])
 
 
 def _there(groups: Sequence[Group]) -> str:
     first = groups[0]
-    return f"there {grammar.is_are_indefinite(first.thing.name, first.count)} {_listing(groups)}"
+    return f"there {grammar.is_are_indefinite(first.thing.name, first.count)} {listing(groups)}"
 
 
 def captions(picture: Picture, rng: random.Random) -> list[str]:
@@ -110,17 +50,17 @@ def captions(picture: Picture, rng: random.Random) -> list[str]:
     if len(picture.objects) == 2 and len(groups) == 2:
         return _pair_captions(picture, groups, ground, rng)
     shuffled = rng.sample(groups, len(groups))
-    plain = _listing(groups)
-    coloured = _listing(shuffled, with_colour=True)
+    plain = listing(groups)
+    coloured = listing(shuffled, with_colour=True)
     others = [
-        f"a {rng.choice(('picture', 'drawing'))} of {_listing(shuffled)}",
-        f"{_listing(shuffled)} {ground}",
+        f"a {rng.choice(('picture', 'drawing'))} of {listing(shuffled)}",
+        f"{listing(shuffled)} {ground}",
         _there(shuffled),
     ]
-    if coloured != _listing(shuffled):
+    if coloured != listing(shuffled):
         others.append(coloured)
     if len(picture.objects) > 1:
-        stated = _clear_relations(picture, groups)
+        stated = clear_relations(picture, groups)
         if stated:
             a, b, how = rng.choice(stated)
             others.append(_clause(a, b, how))
@@ -140,7 +80,7 @@ def _pair_captions(
     others = [
         f"{rng.choice((said, turned))} {ground}",
         f"there {verb} {a.phrase()} {how} {b.phrase()}",
-        f"a {rng.choice(('picture', 'drawing'))} of {_listing(rng.sample(groups, 2))}",
+        f"a {rng.choice(('picture', 'drawing'))} of {listing(rng.sample(groups, 2))}",
     ]
     chosen = [said, turned, *rng.sample(others, 2)]
     return _distinct([*chosen, coloured] if coloured != said else chosen)
@@ -148,19 +88,6 @@ def _pair_captions(
 
 def _distinct(sentences: list[str]) -> list[str]:
     return list(dict.fromkeys(sentences))
-
-
-def _clear_relations(picture: Picture, groups: Sequence[Group]) -> list[tuple[Group, Group, str]]:
-    """Ordered pairs of things that occur once each and stand in a clear relation."""
-    once = [group for group in groups if group.count == 1]
-    found = []
-    for a in once:
-        for b in once:
-            if a is not b:
-                how = relation(a.members[0].box, b.members[0].box, picture.size)
-                if how is not None:
-                    found.append((a, b, str(how)))
-    return found
 
 
 def _clause(a: Group, b: Group, how: str) -> str:
@@ -195,16 +122,16 @@ def description(picture: Picture) -> str:
     number = grammar.NUMBER_WORDS[len(picture.objects)]
     things = "thing" if len(picture.objects) == 1 else "things"
     ground = f"a plain {picture.background} background"
-    sentences = [_sentence(f"the picture shows {number} {things} on {ground}: {_listing(groups)}")]
+    sentences = [_sentence(f"the picture shows {number} {things} on {ground}: {listing(groups)}")]
     placed = [group for group in groups if group.count == 1]
     for group in placed[:2]:
         place = position(group.members[0].box, picture.size)
         name = group.thing.name
         if place:
             sentences.append(
-                _sentence(f"{grammar.definite(name)} {grammar.is_are(name)} {_where(place)}")
+                _sentence(f"{grammar.definite(name)} {grammar.is_are(name)} {where(place)}")
             )
-    stated = _clear_relations(picture, groups)
+    stated = clear_relations(picture, groups)
     if stated:
         sentences.append(_sentence(_clause(*stated[0])))
     coloured = [group for group in placed if group.colour]
@@ -236,106 +163,6 @@ def _size_clause(groups: Sequence[Group]) -> str | None:
     return _clause(large, small, "larger than")
 
 
-def questions(picture: Picture, things: Sequence[Thing], rng: random.Random) -> list[Question]:
-    """Up to seven questions with their one right answer, of different kinds as far as possible.
-
-    ``things`` are the names to draw from for asking after something that is not there.
-    """
-    groups = group_objects(picture)
-    asked = [
-        *_identity_questions(picture, groups),
-        *_presence_questions(groups, things, rng),
-        *_relation_questions(picture, groups, rng),
-        *_attribute_questions(picture, groups),
-    ]
-    asked.append(
-        Question("What colour is the background?", picture.background, "background"),
-    )
-    total = grammar.NUMBER_WORDS[len(picture.objects)]
-    asked.append(Question("How many things are in the picture?", total, "count"))
-    rng.shuffle(asked)
-    seen_kinds: dict[str, int] = {}
-    ranked = []
-    for order, question in enumerate(asked):
-        seen_kinds[question.kind] = seen_kinds.get(question.kind, 0) + 1
-        ranked.append((seen_kinds[question.kind], order, question))
-    return [question for _, _, question in sorted(ranked, key=lambda r: r[:2])[:_MAX_QUESTIONS]]
-
-
-def _identity_questions(picture: Picture, groups: Sequence[Group]) -> list[Question]:
-    if len(picture.objects) == 1:
-        return [Question("What is this?", groups[0].phrase(), "name")]
-    return [Question("What is in the picture?", _listing(groups), "name")]
-
-
-def _presence_questions(
-    groups: Sequence[Group], things: Sequence[Thing], rng: random.Random
-) -> list[Question]:
-    def ask(thing: Thing, answer: str) -> Question:
-        verb = "Are" if grammar.number_of(thing.name) == "plural" else "Is"
-        phrase = grammar.noun_phrase(thing.name)
-        if grammar.number_of(thing.name) in ("plural", "mass"):
-            phrase = f"any {thing.name}"
-        return Question(f"{verb} there {phrase} in the picture?", answer, "presence")
-
-    present = rng.choice(groups).thing
-    questions = [ask(present, "yes")]
-    # Absent things are of other categories and share no word with what is there, so that a
-    # dog face is never argued to be a dog.
-    categories = {group.thing.category for group in groups}
-    words = {word for group in groups for word in group.thing.name.split()}
-    absent = [
-        thing
-        for thing in things
-        if thing.category not in categories and not words & set(thing.name.split())
-    ]
-    if absent:
-        questions.append(ask(rng.choice(absent), "no"))
-    return questions
-
-
-def _relation_questions(
-    picture: Picture, groups: Sequence[Group], rng: random.Random
-) -> list[Question]:
-    stated = _clear_relations(picture, groups)
-    if not stated:
-        return []
-    a, b, how = rng.choice(stated)
-    asked = how if rng.random() < 0.5 else INVERSE[how]  # type: ignore[index]
-    verb = grammar.is_are(a.thing.name).capitalize()
-    name_a, name_b = grammar.definite(a.thing.name), grammar.definite(b.thing.name)
-    found = [
-        Question(f"{verb} {name_a} {asked} {name_b}?", "yes" if asked == how else "no", "relation")
-    ]
-    if len(picture.objects) == 2:
-        found.append(Question(f"What is {how} {name_b}?", a.phrase(), "relation"))
-    return found
-
-
-def _attribute_questions(picture: Picture, groups: Sequence[Group]) -> list[Question]:
-    found = []
-    for group in groups:
-        name = group.thing.name
-        verb = grammar.is_are(name)
-        if grammar.countable(name):
-            how_many = f"How many {grammar.bare_plural(name)} are there?"
-            found.append(Question(how_many, grammar.NUMBER_WORDS[group.count], "count"))
-        if group.count > 1:
-            continue
-        place = position(group.members[0].box, picture.size)
-        if place:
-            where = f"Where in the picture {verb} {grammar.definite(name)}?"
-            found.append(Question(where, _where(place), "position"))
-        if group.colour:
-            colour = f"What colour {verb} {grammar.definite(name)}?"
-            found.append(Question(colour, group.colour, "colour"))
-        if group.thing.kind:
-            kind = f"What kind of thing {verb} {grammar.definite(name)}?"
-            answer = grammar.noun_phrase(group.thing.kind)
-            found.append(Question(kind, answer, "kind"))
-    return found
-
-
 def annotate(
     picture: Picture, things: Sequence[Thing], split: str, rng: random.Random
 ) -> dict[str, Any]:
@@ -354,7 +181,7 @@ def annotate(
             for seen in picture.objects
         ],
         "negatives": negatives(picture),
-        "questions": [asdict(question) for question in questions(picture, things, rng)],
+        "questions": [vars(question) for question in questions(picture, things, rng)],
         "style": picture.style,
         "background": picture.background,
         "split": split,

@@ -1,12 +1,18 @@
-"""Which emoji are nameable things, chosen by eye: plain data, no code.
+"""Which emoji are nameable things, chosen by eye: plain data.
 
 Names are the English CLDR short names.
 """
 
 from typing import Final
 
+
+def names_in(block: str) -> frozenset[str]:
+    """The names of a text block, separated by bars."""
+    return frozenset(name.strip() for name in block.split("|"))
+
+
 # Unicode subgroups whose emoji are concrete things; people, gestures, symbols, signs are not.
-SUBGROUPS: Final[frozenset[str]] = frozenset(
+SUBGROUPS: Final = names_in(
     """
     arts & crafts|award-medal|event|game|sport|animal-amphibian|animal-bird|animal-bug
     |animal-mammal|animal-marine|animal-reptile|plant-flower|plant-other|dishware|drink
@@ -15,9 +21,7 @@ SUBGROUPS: Final[frozenset[str]] = frozenset(
     |office|other-object|phone|science|sound|tool|writing|body-parts|face-costume|face-negative
     |hotel|place-building|place-geographic|place-map|place-other|place-religious|sky & weather
     |time|transport-air|transport-ground|transport-water
-    """.replace("\n", "")
-    .replace("    ", "")
-    .split("|")
+    """
 )
 
 # Subgroups of which every thing *is* one of these; the others are looser ("tool" holds a bomb).
@@ -46,7 +50,7 @@ DEFAULT_THINGS: Final[dict[str, tuple[str, ...]]] = {
         "kangaroo", "rabbit face", "mouse face", "panda", "bat", "hedgehog", "camel",
     ),
     "birds": ("rooster", "penguin", "duck", "owl", "flamingo", "eagle"),
-    "bugs": ("snail", "butterfly", "ant", "honeybee", "spider", ),
+    "bugs": ("snail", "butterfly", "ant", "honeybee", "spider"),
     "water and scales": (
         "frog", "crocodile", "turtle", "snake", "dolphin", "octopus", "shark", "crab",
         "tropical fish",
@@ -59,7 +63,7 @@ DEFAULT_THINGS: Final[dict[str, tuple[str, ...]]] = {
         "red apple", "banana", "pineapple", "strawberry", "watermelon", "lemon", "cherries",
         "grapes", "pear",
     ),
-    "vegetables": ("carrot", "eggplant", "broccoli", "hot pepper", ),
+    "vegetables": ("carrot", "eggplant", "broccoli", "hot pepper"),
     "food": (
         "hamburger", "pizza", "hot dog", "croissant", "pretzel", "french fries", "popcorn",
         "doughnut", "birthday cake", "lollipop", "cupcake",
@@ -112,7 +116,7 @@ UNSEEN_THINGS: Final[tuple[str, ...]] = (
 
 # Concrete by subgroup, but not a thing one can point at and name: games without their
 # equipment, states, signs, near-duplicates, scenery, proper names.
-EXCLUDED: Final[frozenset[str]] = frozenset(
+EXCLUDED: Final = names_in(
     """
     performing arts|1st place medal|2nd place medal|3rd place medal|moon viewing ceremony
     |bullseye|joker|spade suit|heart suit|diamond suit|club suit|mahjong red dragon
@@ -135,7 +139,5 @@ EXCLUDED: Final[frozenset[str]] = frozenset(
     |oncoming automobile|light rail|construction|face with steam from nose|enraged face
     |angry face|face with symbols on mouth|smiling face with horns|angry face with horns
     |skull and crossbones|closed umbrella|umbrella on ground|tanabata tree|pine decoration
-    """.replace("\n", "")
-    .replace("    ", "")
-    .split("|")
+    """
 )

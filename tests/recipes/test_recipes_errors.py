@@ -1,0 +1,220 @@
+"""A mistake in a recipe is one line that names the file, the key and what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.recipe import load_recipe
+
+COMPLETE = """
+name: mine
+system:
+  name: contrastive
+  image_encoder: {name: timm, model: vit_tiny_patch16_224}
+  text_encoder: {name: transformer, width: 64, depth: 1, heads: 1}
+  tokenizer: {name: word, path: words.json}
+  head: {embed_dim: 16}
+data:
+  train:
+    - {name: shards, urls: a.tar}
+    - {name: shards, urls: b.tar, weight: 3}
+trainer: {max_steps: 5}
+"""
+
+
+def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def complaint(path: Path | str, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_recipe_the_mistakes_are_made_in_is_right(tmp_path: Path) -> None:
+    recipe = load_recipe(str(write(tmp_path, COMPLETE)))
+    assert [source.weight for source in recipe.data.train] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "key", "remedy"),
+    [
+        ("trainer:", "trainr:", "trainr", "did you mean 'trainer'?"),
+        ("max_steps: 5", "max_step: 5", "trainer.max_step", "did you mean 'max_steps'?"),
+        ("width: 64", "widht: 64", "system.text_encoder.widht", "did you mean 'width'?"),
+        ("weight: 3", "wieght: 3", "data.train[1].wieght", "did you mean 'weight'?"),
+        ("embed_dim: 16", "zzz: 16", "system.head.zzz", "choose from embed_dim, image_bias"),
+        ("name: mine", "seed: 0", "name", "missing; give it a value"),
+        ("max_steps: 5", "log_every: 5", "trainer.max_steps", "missing; give it a value"),
+        ("trainer: {max_steps: 5}", "trainer:", "trainer", "missing; give it a value"),
+        ("head: {embed_dim: 16}", "head: null", "system.head", "missing; give it a value"),
+        ("name: timm, ", "", "system.image_encoder.name", "missing; choose from hf, timm"),
+        ("name: timm", "name: tim", "system.image_encoder.name", "did you mean 'timm'?"),
+        ("name: contrastive", "name: clip", "system.name", "choose from contrastive"),
+        ("name: shards, urls: b", "name: shard, urls: b", "data.train[1].name", "'shards'?"),
+        ("max_steps: 5", "max_steps: five", "trainer.max_steps", "could not be converted to Int"),
+        ("max_steps: 5", "max_steps: 0", "trainer", "max_steps is 0; it must be above 0"),
+        ("embed_dim: 16", "embed_dim: [16]", "system.head.embed_dim", "not a"),
+        ("head: {embed_dim: 16}", "head: 16", "system.head", "expected a mapping, got 16"),
+        ("width: 64", "width: 65, heads: 2", "system.text_encoder", "multiple of heads"),
+        ("name: mine", "name: mine\nseed: -1", "seed", "seed is -1; give 0 or more"),
+        ("name: mine", "name: mine\nfreeze: {'a.*': 0}", "freeze", "'frozen' or a multiplier"),
+        ("name: mine", "name: mine\nevaluation: {views: x}", "evaluation", "is no task"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path: Path, right: str, wrong: str, key: str, remedy: str) -> None:
+    assert COMPLETE.count(right) >= 1
+    path = write(tmp_path, COMPLETE.replace(right, wrong, 1))
+    message = complaint(path)
+    assert message.startswith(f"{path}: {key}")
+    assert remedy in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        (COMPLETE + "name: twice\n", 15, "found duplicate key name"),
+        (COMPLETE.replace("depth: 1", "width: 1"), 6, "found duplicate key width"),
+        ("name: mine\nsystem: [1, 2\ndata: 3\n", 3, "expected ',' or ']'"),
+        ("name: mine\n\tseed: 1\n", 2, "cannot start any token"),
+    ],
+)
+def test_broken_yaml_is_located(tmp_path: Path, text: str, line: int, reason: str) -> None:
+    path = write(tmp_path, text)
+    message = complaint(path)
+    assert message.startswith(f"{path}:{line}: ")
+    assert reason in message
+
+
+@pytest.mark.parametrize("text", ["- name: mine\n- seed: 1\n", "just words\n", "3\n"])
+def test_a_recipe_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    assert complaint(path).startswith(f"{path}: a recipe is a mapping of keys")
+
+
+def test_an_empty_recipe_says_what_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    assert complaint(path) == f"{path}: name: missing; give it a value"
+
+
+def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00name")
+    assert complaint(path).startswith(str(path))
+
+
+def test_recipe_not_found_names_the_nearest() -> None:
+    assert complaint("clip/vit_b23") == (
+        "recipe 'clip/vit_b23': no such file or shipped recipe; did you mean 'clip/vit_b32'?"
+    )
+
+
+def test_base_not_found(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: clip/emojy\nname: mine\n")
+    message = complaint(path)
+    assert message.startswith(f"{path}: base: ")
+    assert "clip/emojy" in message and "did you mean 'clip/emoji'?" in message
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a", "b", "c"]])
+def test_bases_in_a_circle(tmp_path: Path, names: list[str]) -> None:
+    for name, base in zip(names, [*names[1:], names[0]], strict=True):
+        write(tmp_path, f"base: {base}.yaml\n", f"{name}.yaml")
+    message = complaint(tmp_path / "a.yaml")
+    assert message.startswith(f"{tmp_path / 'a.yaml'}: base: ")
+    assert "circle" in message
+
+
+def test_a_mistake_in_a_base_names_the_base(tmp_path: Path) -> None:
+    base = write(tmp_path, COMPLETE.replace("max_steps", "max_step"), "base.yaml")
+    child = write(tmp_path, "base: base.yaml\nname: child\ntrainer: {max_steps: 4}\n")
+    assert complaint(child).startswith(f"{base}: trainer.max_step: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "'seed': an override is key=value, for example seed=1"),
+        ("=3", "'=3': an override is key=value, for example seed=1"),
+        ("optim.lrr=1", "command line: optim.lrr: no such key; did you mean 'lr'?"),
+        ("optim.lr=fast", "command line: optim.lr: Value 'fast' of type 'str'"),
+        ("optim.lr={", "overrides optim.lr={: "),
+        ("optim.lr=${nowhere}", "command line: optim.lr: Interpolation key 'nowhere' not found"),
+        ("data.train=[]", "command line: data: train is empty; name at least one source"),
+        ("data.train.0.wieght=2", "command line: data.train[0].wieght: no such key; did you"),
+        ("data.train.2.weight=2", "command line: data.train.2: no such item; the list has 2"),
+        ("data.train.x.weight=2", "command line: data.train: expected a list of components"),
+        ("freeze.image_encoder.*=frozen", "command line: freeze: 'image_encoder' is "),
+        ("trainer.devices=2", "command line: trainer: devices is 2 on 1 node(s)"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path: Path, override: str, message: str) -> None:
+    assert complaint(write(tmp_path, COMPLETE), override).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("data.train.0.weight=2", lambda r: [s.weight for s in r.data.train], [2.0, 3.0]),
+        ("data.train.1.urls=c.tar", lambda r: [s.urls for s in r.data.train], ["a.tar", "c.tar"]),
+        (
+            "data.train.1={name: emoji, split: train}",
+            lambda r: [type(s).__name__ for s in r.data.train],
+            ["ShardSourceConfig", "EmojiSourceConfig"],
+        ),
+        ("freeze[image_encoder.*]=frozen", lambda r: r.freeze, {"image_encoder.*": "frozen"}),
+        ("optim.grad_clip=null", lambda r: r.optim.grad_clip, None),
+        ("optim.lr=null", lambda r: r.optim.lr, 5e-4),
+        ("optim.betas=[0.8,0.9]", lambda r: r.optim.betas, (0.8, 0.9)),
+        (
+            "system.text_encoder={name: hf, model: some/bert}",
+            lambda r: type(r.system.text_encoder).__name__,
+            "HfTextConfig",
+        ),
+    ],
+)
+def test_overrides_reach_their_key(tmp_path: Path, override: str, read: Any, value: Any) -> None:
+    assert read(load_recipe(str(write(tmp_path, COMPLETE)), [override])) == value
+
+
+def test_naming_another_component_drops_the_old_keys(tmp_path: Path) -> None:
+    write(tmp_path, COMPLETE, "base.yaml")
+    child = "base: base.yaml\nsystem: {text_encoder: {name: hf, model: some/bert, pooling: mean}}\n"
+    recipe = load_recipe(str(write(tmp_path, child)))
+    assert recipe.system.text_encoder.pooling == "mean"
+    assert recipe.system.image_encoder.model == "vit_tiny_patch16_224"
+
+
+def test_one_line_and_exit_code_2(latentmodal: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, COMPLETE.replace("max_steps", "max_step"))
+    done = latentmodal("fit", path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert (
+        done.stderr == f"error: {path}: trainer.max_step: no such key; did you mean 'max_steps'?\n"
+    )
+
+
+def test_debug_shows_the_traceback(latentmodal: Any) -> None:
+    done = latentmodal("--debug", "recipe", "show", "clip/emojy")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "did you mean 'clip/emoji'?" in done.stderr
+
+
+def test_show_prints_a_recipe_that_loads_again(latentmodal: Any, tmp_path: Path) -> None:
+    done = latentmodal("recipe", "show", "clip/vit_b32", "data.train.0.weight=7", "seed=3")
+    assert done.returncode == 0, done.stderr
+    shown = write(tmp_path, done.stdout)
+    assert load_recipe(str(shown)) == load_recipe(
+        "clip/vit_b32", ["data.train.0.weight=7", "seed=3"]
+    )

@@ -1,0 +1,251 @@
+"""Every shipped recipe: it loads, comes back from YAML, builds on the meta device, and says what
+the papers say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from latentmodal.experiments.recipe import (
+    find_recipe,
+    load_recipe,
+    shipped_recipes,
+    to_plain,
+    to_yaml,
+)
+from latentmodal.experiments.schema import Recipe
+from latentmodal.experiments.training.freeze import FreezePlan, freeze_rows
+
+SHIPPED = shipped_recipes()
+
+PARAMETERS = {
+    "clip/vit_b32": 151_277_313,
+    "clip/vit_l14": 427_616_513,
+    "clip/siglip_b16": 203_155_970,
+}
+
+# Everything in which a recipe differs from its base, name and description aside.
+DIFFERS: dict[str, dict[str, Any]] = {
+    "clip/vit_l14": {
+        "system.image_encoder.model": "vit_large_patch14_clip_224.openai",
+        "system.text_encoder.width": 768,
+        "system.text_encoder.heads": 12,
+        "system.tokenizer.model": "openai/clip-vit-large-patch14",
+        "system.head.embed_dim": 768,
+        "data.loader.batch_size": 256,
+        "optim.lr": 4e-4,
+        "trainer.nodes": 16,
+        "trainer.activation_checkpointing": True,
+    },
+    "clip/siglip_b16": {
+        "system.image_encoder.model": "vit_base_patch16_siglip_224",
+        "system.image_encoder.activation": "gelu",
+        "system.image_encoder.resize": "squash",
+        "system.text_encoder.vocab_size": 32000,
+        "system.text_encoder.context_length": 64,
+        "system.text_encoder.width": 768,
+        "system.text_encoder.heads": 12,
+        "system.text_encoder.causal": False,
+        "system.text_encoder.pooling": "last",
+        "system.text_encoder.activation": "gelu",
+        "system.text_encoder.layer_norm_eps": 1e-6,
+        "system.text_encoder.pad_id": 1,
+        "system.text_encoder.eot_id": 1,
+        "system.tokenizer.model": "google/siglip-base-patch16-224",
+        "system.tokenizer.context_length": 64,
+        "system.tokenizer.trim": False,
+        "system.head.embed_dim": 768,
+        "system.head.image_projection": "none",
+        "system.head.text_bias": True,
+        "system.head.init_logit_scale": 2.302585092994046,
+        "system.head.init_logit_bias": -10.0,
+        "system.loss": "sigmoid",
+        "optim.lr": 1e-3,
+        "optim.betas": [0.9, 0.95],
+        "optim.weight_decay": 1e-4,
+    },
+    "clip/lit": {
+        "system.image_encoder.model": "vit_base_patch16_224.augreg_in21k",
+        "system.image_encoder.pretrained": True,
+        "system.image_encoder.activation": None,
+        "system.text_encoder.width": 768,
+        "system.text_encoder.heads": 12,
+        "system.head.embed_dim": 768,
+        "system.head.image_projection": "none",
+        "system.head.init_logit_scale": 2.302585092994046,
+        "freeze.image_encoder.*": "frozen",
+        "data.train": [
+            {
+                "name": "shards",
+                "urls": "data/coco_train/*.tar",
+                "weight": 1.0,
+                "caption": "random",
+                "num_samples": None,
+            }
+        ],
+        "optim.lr": 1e-3,
+        "optim.weight_decay": 0.01,
+        "optim.warmup_steps": 150,
+        "optim.grad_clip": 1.0,
+        "trainer.max_steps": 5000,
+        "trainer.devices": 1,
+        "trainer.nodes": 1,
+        "trainer.parallelism": "single",
+    },
+    "clip/emoji_large": {
+        "system.image_encoder.model": "vit_small_patch16_224",
+        "system.image_encoder.image_size": 224,
+        "system.image_encoder.pool": "avg",
+        "system.image_encoder.model_kwargs.channels": "absent",
+        "system.image_encoder.model_kwargs.stem_width": "absent",
+        "system.text_encoder.vocab_size": 4096,
+        "system.text_encoder.width": 384,
+        "system.text_encoder.depth": 6,
+        "system.text_encoder.heads": 6,
+        "system.head.embed_dim": 256,
+        "data.train": [
+            {
+                "name": "emoji",
+                "preset": "large",
+                "seed": 0,
+                "split": "train",
+                "weight": 1.0,
+                "caption": "random",
+            }
+        ],
+        "data.loader.batch_size": 1024,
+        "data.loader.workers": 12,
+        "optim.lr": 1e-3,
+        "optim.weight_decay": 0.1,
+        "optim.warmup_steps": 500,
+        "trainer.max_steps": 20000,
+        "trainer.accelerator": "gpu",
+        "trainer.precision": "bf16",
+        "trainer.compile": True,
+        "trainer.eval_every": 2000,
+        "trainer.checkpoint_every": 1000,
+        "evaluation.tasks.unseen_pairs.source.preset": "large",
+        "evaluation.tasks.swapped_captions.source.preset": "large",
+        "evaluation.tasks.naming_unseen_style.source.preset": "large",
+        "evaluation.tasks.naming_seen_styles.source.preset": "large",
+    },
+}
+
+
+def flat(node: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {key: node}
+    return {
+        k: v
+        for name, value in node.items()
+        for k, v in flat(value, f"{key}.{name}"[not key :]).items()
+    }
+
+
+def raw_base(name: str) -> str | None:
+    base: str | None = yaml.safe_load(find_recipe(name).read_text()).get("base")
+    return base
+
+
+def build_on_meta(recipe: Recipe) -> nn.Module:
+    """The model without memory, and without the weights and the tokenizer it would download."""
+    image = recipe.system.image_encoder
+    if image.pretrained:
+        image = dataclasses.replace(image, pretrained=False)
+    with torch.device("meta"):
+        model: nn.Module = dataclasses.replace(recipe.system, image_encoder=image).build_model()
+    return model
+
+
+def count(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_comes_back_from_its_own_yaml(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(recipe))
+    assert load_recipe(str(resolved)) == recipe
+    assert recipe.description, "`latentmodal recipe list` would show an empty line"
+    assert recipe.name == name.replace("/", "-")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_builds_on_the_meta_device(name: str) -> None:
+    recipe = load_recipe(name)
+    model = build_on_meta(recipe)
+    parameters = list(model.parameters())
+    assert all(parameter.is_meta for parameter in parameters)
+    if name in PARAMETERS:
+        assert count(parameters) == PARAMETERS[name]
+
+    plan = FreezePlan(recipe.freeze)
+    plan.apply(model)
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+    if name == "clip/lit":
+        assert trainable == [
+            n for n, _ in model.named_parameters() if n.startswith(("text_encoder.", "head."))
+        ]
+        assert not model.image_encoder.training
+    else:
+        assert len(trainable) == len(parameters)
+    total = freeze_rows(model, plan, recipe.optim.lr)[-1]
+    assert total.parameters == count(parameters)
+    assert total.trainable == count([p for p in parameters if p.requires_grad])
+
+
+def test_every_recipe_with_a_base_is_in_the_table() -> None:
+    assert {name for name in SHIPPED if raw_base(name)} == DIFFERS.keys()
+
+
+@pytest.mark.parametrize("name", DIFFERS)
+def test_differs_from_its_base_in_these_keys_only(name: str) -> None:
+    base = raw_base(name)
+    assert base is not None
+    new, old = (flat(to_plain(load_recipe(which))) for which in (name, base))
+    absent = object()
+    changed = {
+        key: new.get(key, "absent")
+        for key in new | old
+        if new.get(key, absent) != old.get(key, absent) and key not in ("name", "description")
+    }
+    assert changed == DIFFERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "betas", "eps", "weight_decay"),
+    [
+        # Radford et al. 2021 (arXiv 2103.00020), tables 18 and 19.
+        ("clip/vit_b32", 5e-4, (0.9, 0.98), 1e-6, 0.2),
+        ("clip/vit_l14", 4e-4, (0.9, 0.98), 1e-6, 0.2),
+        # Zhai et al. 2023 (arXiv 2303.15343), from scratch.
+        ("clip/siglip_b16", 1e-3, (0.9, 0.95), 1e-6, 1e-4),
+    ],
+)
+def test_published_settings(
+    name: str, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> None:
+    recipe = load_recipe(name)
+    optim, trainer = recipe.optim, recipe.trainer
+    assert (optim.lr, optim.betas, optim.eps, optim.weight_decay) == (lr, betas, eps, weight_decay)
+    assert optim.warmup_steps == 2000
+    global_batch = recipe.data.loader.batch_size * trainer.devices * trainer.nodes
+    assert global_batch == 32_768
+    assert trainer.max_steps == 32 * 400_000_000 // global_batch
+
+
+def test_temperatures_start_where_the_papers_say() -> None:
+    clip, siglip = (load_recipe(f"clip/{name}").system.head for name in ("vit_b32", "siglip_b16"))
+    assert clip.init_logit_scale == pytest.approx(2.6593, abs=1e-4)  # ln(1 / 0.07)
+    assert clip.max_logit_scale == pytest.approx(4.6052, abs=1e-4)  # ln 100
+    assert clip.init_logit_bias is None
+    assert siglip.init_logit_scale == pytest.approx(2.3026, abs=1e-4)  # ln 10
+    assert siglip.init_logit_bias == -10
