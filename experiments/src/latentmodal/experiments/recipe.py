@@ -219,8 +219,11 @@ def _read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     base = raw.pop("base", None)
     if base is None:
         return [(str(path), raw)]
-    chain = _read_chain(find_recipe(str(base), beside=path.parent), (*seen, path.resolve()))
-    return [*chain, (str(path), raw)]
+    try:
+        found = find_recipe(str(base), beside=path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from error
+    return [*_read_chain(found, (*seen, path.resolve())), (str(path), raw)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -231,7 +234,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{where}: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(node, DictConfig):
-        raise UserError(f"{path}: a recipe is a mapping of keys; this file holds something else")
+        raise UserError(f"{path}: a recipe is a mapping of keys; this file holds a list")
     container = OmegaConf.to_container(node, resolve=False)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
@@ -239,7 +242,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _override_layer(overrides: Sequence[str]) -> list[Layer]:
     for item in overrides:
-        if "=" not in item:
+        if "=" not in item.lstrip("="):
             raise UserError(f"'{item}': an override is key=value, for example seed=1")
     if not overrides:
         return []

@@ -85,7 +85,7 @@ class System(LightningModule):
         scalars = {"loss": mean, "lr": self._peak_lr(), **values}
         if self.logger is not None:
             metrics = {f"train/{name}": float(value) for name, value in scalars.items()}
-            self.logger.log_metrics(metrics, step=self.global_step)
+            self.logger.log_metrics(metrics, step=self.global_step + 1)  # of completed steps
 
     def _peak_lr(self) -> float:
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)

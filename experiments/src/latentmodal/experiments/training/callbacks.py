@@ -89,8 +89,7 @@ class PlainProgress(Callback):
             and (step * self.lines) // last > ((step - 1) * self.lines) // last
         ):
             shown = {
-                name.rsplit("/", 1)[-1]: f"{float(value):.4g}"
-                for name, value in trainer.progress_bar_metrics.items()
+                name: f"{float(value):.4g}" for name, value in trainer.progress_bar_metrics.items()
             }
             log.info("step %d/%d  %s", step, last, "  ".join(f"{k} {v}" for k, v in shown.items()))
 
@@ -119,11 +118,17 @@ class Throughput(Callback):
         self._samples += len(batch) * trainer.world_size
         if trainer.global_step % self.every == 0:
             seconds = time.perf_counter() - self._since
-            pl_module.log("speed/samples_per_s", self._samples / seconds, prog_bar=True)
-            pl_module.log("speed/data_wait_share", self._waited / seconds)
             bad_samples = self.loader.bad_samples
-            pl_module.log("data/skipped", float(bad_samples.bad))
+            speed = self._samples / seconds
+            pl_module.log("samples/s", speed, prog_bar=True, logger=False)
+            scalars = {
+                "speed/samples_per_s": speed,
+                "speed/data_wait_share": self._waited / seconds,
+                "data/skipped": float(bad_samples.bad),
+            }
             for cause, count in bad_samples.counts.items():
-                pl_module.log(f"data/by_cause/{cause.replace(' ', '_')}", float(count))
+                scalars[f"data/by_cause/{cause.replace(' ', '_')}"] = float(count)
+            if trainer.logger is not None:
+                trainer.logger.log_metrics(scalars, step=trainer.global_step)
             self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
         self._idle = time.perf_counter()

@@ -70,7 +70,9 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
         name=run.logs.name,
         version="",
         default_hp_metric=False,
-        purge_step=step_of(checkpoint) if checkpoint else None,  # points past it will come again
+        purge_step=step_of(checkpoint) + 1
+        if checkpoint
+        else None,  # points past it will come again
     )
     context: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     evaluator = Evaluator(recipe.evaluation, system, context)
@@ -214,5 +216,6 @@ def _quiet_lightning() -> None:
         ".*does not have many workers.*",
         ".*weights_only.*",
         ".*set_vital.*",
+        ".*Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

@@ -91,7 +91,7 @@ def freeze_rows(module: nn.Module, plan: FreezePlan, lr: float, depth: int = 2) 
     """Summarise `module` by the first `depth` parts of its parameter names."""
     groups: dict[str, list[tuple[int, float]]] = {}
     for name, parameter in module.named_parameters():
-        head = ".".join(name.split(".")[: depth if name.count(".") >= depth else -1] or [name])
+        head = ".".join(name.split(".")[:depth])
         groups.setdefault(head, []).append((parameter.numel(), plan.multiplier(name)))
     rows = []
     for head, members in groups.items():

@@ -1,0 +1,94 @@
+"""Tiny recipes shaped like CLIP and SigLIP, on a few pictures of their own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from latentmodal.encoders import train_word_tokenizer
+from latentmodal.experiments.data.shard_writer import write_shards
+from latentmodal.experiments.recipe import load_recipe
+from latentmodal.experiments.training.fit import fit
+
+WORDS = "a b c d e f g h i j k l m n o p".split()
+
+CLIP = """
+name: tiny-clip
+system:
+  name: contrastive
+  image_encoder:
+    name: timm
+    model: vit_base_patch16_clip_224.openai
+    image_size: 32
+    activation: quick_gelu
+    model_kwargs: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}
+  text_encoder:
+    {name: transformer, vocab_size: 24, context_length: 8, width: 16, depth: 2, heads: 2, eot_id: 3}
+  tokenizer: {name: word, path: WORDS, context_length: 8}
+  head: {embed_dim: 24}
+data:
+  train: [{name: shards, urls: SHARDS}]
+  loader: {batch_size: 4, workers: 0, shuffle_window: 4}
+trainer: {max_steps: 2, accelerator: cpu}
+run_dir: RUN
+"""
+
+SIGLIP = """
+base: clip.yaml
+name: tiny-siglip
+system:
+  image_encoder: {model: vit_base_patch16_siglip_224, activation: gelu_tanh}
+  text_encoder:
+    width: 32
+    causal: false
+    pooling: last
+    activation: gelu_tanh
+    layer_norm_eps: 1.0e-6
+  tokenizer: {trim: false}
+  head: {embed_dim: 32, image_projection: none, text_bias: true, init_logit_bias: -10.0}
+  loss: sigmoid
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `clip.yaml`, `siglip.yaml` and the data both are trained on."""
+    folder = tmp_path_factory.mktemp("tiny_recipes")
+
+    def png(colour: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), (colour, 255 - colour, 90)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    samples = (
+        {"__key__": f"{row:03d}", "png": png(15 * row), "txt": f"{word} picture"}
+        for row, word in enumerate(WORDS)
+    )
+    shard = write_shards(samples, folder / "shards", len(WORDS))[0]
+    words = train_word_tokenizer([f"{word} picture" for word in WORDS], folder / "words.json", 24)
+    text = CLIP.replace("SHARDS", str(shard)).replace("WORDS", str(words))
+    (folder / "clip.yaml").write_text(text.replace("RUN", str(folder / "{name}")))
+    (folder / "siglip.yaml").write_text(SIGLIP)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_recipes: Path) -> Callable[..., Path]:
+    """`(kind, *overrides)` -> the folder of a run of two steps; each is trained once."""
+    runs: dict[tuple[Any, ...], Path] = {}
+
+    def train(kind: str, *overrides: str) -> Path:
+        key = (kind, *overrides)
+        if key not in runs:
+            where = f"run_dir={tiny_recipes / 'runs' / str(len(runs))}"
+            recipe = load_recipe(str(tiny_recipes / f"{kind}.yaml"), [where, *overrides])
+            runs[key] = fit(recipe, resume=False, console=Console(file=io.StringIO()))
+        return runs[key]
+
+    return train
