@@ -145,3 +145,21 @@ def test_counting_and_bad_arguments(make_shards, to_pixels):
     assert count_samples([source, stated]) == 1015
     with pytest.raises(ValueError, match="steps=0"):
         _train(paths, to_pixels, steps=0)
+
+
+def test_several_captions_per_image_are_its_positives(to_pixels, encode_image, tmp_path):
+    def sample(number: int, captions: list[str]) -> dict[str, object]:
+        return {"__key__": str(number), "png": encode_image((number, 0, 0)), "json": {"captions": captions}}
+
+    texts = [["a0", "a1", "a2"], ["b0"], ["c0", "c1"], ["d0", "d1", "d2", "d3"]]
+    write_shards((sample(i, t) for i, t in enumerate(texts)), tmp_path)
+    loader = _train(sorted(tmp_path.glob("*.tar")), to_pixels, steps=1, captions_per_image=2)
+    (batch,) = loader
+    assert batch.image_ids_B is not None and batch.text_ids_M is not None
+    assert len(set(batch.image_ids_B.tolist())) == 4
+    assert batch.text_ids_M.tolist() == [i for i in batch.image_ids_B.tolist() for _ in range(2)]
+    shown = ["".join(map(chr, row)).strip() for row in batch.text.ids_BT.tolist()]
+    for image, captions in enumerate(batch.all_captions):
+        own = shown[2 * image : 2 * image + 2]
+        assert own[0] == batch.captions[image] and set(own) <= set(captions)
+        assert len(set(own)) == min(2, len(captions))

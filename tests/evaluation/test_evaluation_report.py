@@ -63,7 +63,7 @@ def test_interrupted_write_keeps_the_old_file_and_leaves_nothing(report, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"eval\.json: could not be written \(No space"):
         report.write_json(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
-from latentmodal.encoders import train_word_tokenizer
 from latentmodal.experiments.data.shard_writer import write_shards
 from latentmodal.experiments.recipe import load_recipe
 from latentmodal.experiments.training.fit import fit
 
-WORDS = "a b c d e f g h i j k l m n o p".split()
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 
 CLIP = """
 name: tiny-clip
@@ -29,13 +30,19 @@ system:
     activation: quick_gelu
     model_kwargs: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}
   text_encoder:
-    {name: transformer, vocab_size: 24, context_length: 8, width: 16, depth: 2, heads: 2, eot_id: 3}
-  tokenizer: {name: word, path: WORDS, context_length: 8}
+    name: transformer
+    vocab_size: 20
+    context_length: 8
+    width: 16
+    depth: 2
+    heads: 2
+    eot_id: 19
+  tokenizer: {name: transformers, model: TOKENIZER, context_length: 8}
   head: {embed_dim: 24}
 data:
   train: [{name: shards, urls: SHARDS}]
   loader: {batch_size: 4, workers: 0, shuffle_window: 4}
-trainer: {max_steps: 2, accelerator: cpu}
+trainer: {max_steps: 2, accelerator: cpu, log_every: 1}
 run_dir: RUN
 """
 
@@ -56,6 +63,20 @@ system:
 """
 
 
+def save_tokenizer(folder: Path) -> None:
+    """Words, and an end-of-text token with the highest id, as CLIP's is."""
+    vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "-", *WORDS])}
+    vocabulary["[EOT]"] = len(vocabulary)
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A [EOT]", special_tokens=[("[EOT]", vocabulary["[EOT]"])]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOT]"
+    ).save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `clip.yaml`, `siglip.yaml` and the data both are trained on."""
@@ -67,12 +88,12 @@ def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return buffer.getvalue()
 
     samples = (
-        {"__key__": f"{row:03d}", "png": png(15 * row), "txt": f"{word} picture"}
+        {"__key__": f"{row:03d}", "png": png(15 * row), "txt": word}
         for row, word in enumerate(WORDS)
     )
     shard = write_shards(samples, folder / "shards", len(WORDS))[0]
-    words = train_word_tokenizer([f"{word} picture" for word in WORDS], folder / "words.json", 24)
-    text = CLIP.replace("SHARDS", str(shard)).replace("WORDS", str(words))
+    save_tokenizer(folder / "tokenizer")
+    text = CLIP.replace("SHARDS", str(shard)).replace("TOKENIZER", str(folder / "tokenizer"))
     (folder / "clip.yaml").write_text(text.replace("RUN", str(folder / "{name}")))
     (folder / "siglip.yaml").write_text(SIGLIP)
     return folder

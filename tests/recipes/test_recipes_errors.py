@@ -187,8 +187,9 @@ def test_overrides_reach_their_key(tmp_path: Path, override: str, read: Any, val
 
 def test_naming_another_component_drops_the_old_keys(tmp_path: Path) -> None:
     write(tmp_path, COMPLETE, "base.yaml")
-    child = "base: base.yaml\nsystem: {text_encoder: {name: transformers, model: some/bert, pooling: mean}}\n"
-    recipe = load_recipe(str(write(tmp_path, child)))
+    bert = "{name: transformers, model: some/bert, pooling: mean}"
+    child = write(tmp_path, f"base: base.yaml\nsystem: {{text_encoder: {bert}}}\n")
+    recipe = load_recipe(str(child))
     assert recipe.system.text_encoder.pooling == "mean"
     assert recipe.system.image_encoder.model == "vit_tiny_patch16_224"
 

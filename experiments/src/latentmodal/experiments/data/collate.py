@@ -1,6 +1,6 @@
 """Samples to a batch.
 
-Shapes: B batch, C channels, H/W pixels, T text length, M texts (here M = B).
+Shapes: B batch, C channels, H/W pixels, T text length, M texts (B x captions per image).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from latentmodal.experiments.data.seeding import derive_seed
 
 
 class TextTensors(NamedTuple):
-    """Token ids (int64) and which of them are text rather than padding (bool)."""
+    """Token ids (int64) and which of them are text rather than padding (bool), one row per text."""
 
     ids_BT: Tensor
     mask_BT: Tensor
@@ -94,24 +94,35 @@ class Collate:
 
     text_transform: TextTransform | None = None
     match: str = "row"
+    captions_per_image: int = 1
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         captions = [sample.caption for sample in samples]
-        ids_B = None
-        if self.match == "caption":
-            ids_B = torch.tensor([derive_seed(caption) for caption in captions])
+        texts = [text for sample in samples for text in self._texts(sample)]
+        image_ids_B = text_ids_M = None
+        if self.captions_per_image > 1:
+            names = [derive_seed(sample.key, *sample.captions) for sample in samples]
+            image_ids_B = torch.tensor(names)
+            text_ids_M = image_ids_B.repeat_interleave(self.captions_per_image)
+        elif self.match == "caption":
+            image_ids_B = text_ids_M = torch.tensor([derive_seed(text) for text in captions])
         return Batch(
             pixels_BCHW=torch.stack([sample.image for sample in samples]),
-            text=self._tokens(captions),
+            text=self._tokens(texts),
             keys=[sample.key for sample in samples],
             captions=captions,
             all_captions=[sample.captions for sample in samples],
             meta=[sample.meta for sample in samples],
             index_B=torch.tensor([sample.index for sample in samples]),
-            image_ids_B=ids_B,
-            text_ids_M=ids_B,
+            image_ids_B=image_ids_B,
+            text_ids_M=text_ids_M,
             faults=tuple(fault for sample in samples for fault in sample.faults),
         )
+
+    def _texts(self, sample: Sample) -> list[str]:
+        """The chosen caption and the ones after it, round the list."""
+        first, count = sample.captions.index(sample.caption), len(sample.captions)
+        return [sample.captions[(first + i) % count] for i in range(self.captions_per_image)]
 
     def _tokens(self, captions: list[str]) -> TextTensors:
         if self.text_transform is None:

@@ -66,6 +66,8 @@ class LoaderConfig:
             None always decodes in full.
         match: which texts are positives of an image: its own ``row``, or every text of the global
             batch that equals its ``caption`` word for word.
+        captions_per_image: texts each image brings to the batch, all of them its positives; an image
+            with fewer repeats some.
         prefetch: batches each worker prepares ahead.
     """
 
@@ -78,6 +80,7 @@ class LoaderConfig:
     max_member_mb: int = 64
     draft_side: int | None = None
     match: str = "row"
+    captions_per_image: int = 1
     prefetch: int = 2
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class LoaderConfig:
             "max_pixels",
             "max_caption_chars",
             "max_member_mb",
+            "captions_per_image",
             "prefetch",
         ):
             if getattr(self, name) < 1:
@@ -101,6 +105,11 @@ class LoaderConfig:
             raise ValueError(f"draft_side={self.draft_side} must be at least 1 pixel, or null")
         if self.match not in MATCH_CHOICES:
             raise ValueError(f"match={self.match!r} is unknown; choose row or caption")
+        if self.captions_per_image > 1 and self.match == "caption":
+            raise ValueError(
+                f"captions_per_image={self.captions_per_image} makes the texts of an image its "
+                "positives; leave match at row"
+            )
 
     @property
     def max_member_bytes(self) -> int:

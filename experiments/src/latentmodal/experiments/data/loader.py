@@ -95,7 +95,7 @@ class TrainLoader:
             stream,
             batch_size=config.batch_size,
             num_workers=config.workers,
-            collate_fn=Collate(text_transform, config.match),
+            collate_fn=Collate(text_transform, config.match, config.captions_per_image),
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             prefetch_factor=config.prefetch if config.workers else None,
             # Its own generator: torch's loader draws a number whenever it starts.

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from latentmodal.bridges import ContrastiveHeadConfig
 from latentmodal.bridges.losses import info_nce, sigmoid_loss
-from latentmodal.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, TOKENIZERS, Tokenizer
+from latentmodal.encoders import (
+    IMAGE_ENCODERS,
+    TEXT_ENCODERS,
+    TOKENIZERS,
+    TextEncoder,
+    TextTransformer,
+    Tokenizer,
+)
 from latentmodal.encoders.convert import Activations, load_dual_encoder_weights
 from latentmodal.experiments.choose import choice
 from latentmodal.experiments.data.collate import Batch
@@ -123,12 +130,29 @@ class ContrastiveConfig:
                 "use ddp, or activation_checkpointing=true"
             )
         model = self.build_model()
-        if tokenizer is not None and tokenizer.vocab_size > model.text_encoder.vocab_size:
-            raise ValueError(
-                f"text_encoder.vocab_size is {model.text_encoder.vocab_size} but the tokenizer has "
-                f"{tokenizer.vocab_size} tokens; make the first at least the second"
-            )
+        if tokenizer is not None:
+            _check_ids_fit(tokenizer, model.text_encoder)
         return ContrastiveSystem(self, model, plan, optim, trainer, tokenizer)
+
+
+def _check_ids_fit(tokenizer: Tokenizer, text_encoder: TextEncoder) -> None:
+    if tokenizer.vocab_size > text_encoder.vocab_size:
+        raise ValueError(
+            f"text_encoder.vocab_size is {text_encoder.vocab_size} but the tokenizer has "
+            f"{tokenizer.vocab_size} tokens; make the first at least the second"
+        )
+    if tokenizer.context_length > text_encoder.num_tokens:
+        raise ValueError(
+            f"tokenizer.context_length is {tokenizer.context_length} but the text tower takes "
+            f"{text_encoder.num_tokens} tokens; make the first at most the second"
+        )
+    if isinstance(text_encoder, TextTransformer) and text_encoder.config.pooling == "eot":
+        ours, theirs = text_encoder.config.eot_id, tokenizer.eot_id
+        if ours != theirs:  # every caption would be read at its first token
+            raise ValueError(
+                f"text_encoder.eot_id is {ours} but the tokenizer ends texts with {theirs}; "
+                "make them equal"
+            )
 
 
 class ContrastiveSystem(System):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 
 FROZEN = "frozen"
 
@@ -56,6 +57,15 @@ class FreezePlan:
         if all(not parameter.requires_grad for parameter in module.parameters()):
             raise ValueError("freeze: every parameter is frozen; leave something to train")
         keep_frozen_in_eval(module)
+
+
+def plain_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters under the names recipes and checkpoints use.
+
+    Activation checkpointing puts a wrapper into every name; a pattern must match regardless.
+    """
+    for name, parameter in module.named_parameters():
+        yield name.replace(_CHECKPOINT_PREFIX, ""), parameter
 
 
 def keep_frozen_in_eval(module: nn.Module) -> None:

@@ -10,11 +10,22 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentmodal.experiments.training.config import OptimConfig
-from latentmodal.experiments.training.freeze import FreezePlan
+from latentmodal.experiments.training.freeze import FreezePlan, plain_parameters
 
 # Embeddings and tokens that, like biases and norms, are offsets rather than maps: shrinking them
 # towards zero regularises nothing. CLIP decays them in some code bases and not in others.
-_NEVER_DECAYED = ("pos_embed", "cls_token", "positional_embedding", "logit_scale", "logit_bias")
+_NEVER_DECAYED = (
+    "pos_embed",
+    "positional_embedding",
+    "position_embedding.weight",
+    "position_embeddings.weight",
+    "position_embeddings",
+    "cls_token",
+    "reg_token",
+    "register_tokens",
+    "logit_scale",
+    "logit_bias",
+)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -27,7 +38,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters grouped by (learning-rate multiplier, decayed or not)."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in plain_parameters(module):
         if parameter.requires_grad:
             groups.setdefault((plan.multiplier(name), decays(name, parameter)), []).append(
                 parameter

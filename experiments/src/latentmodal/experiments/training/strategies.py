@@ -38,6 +38,7 @@ from torch.distributed.fsdp import (
 
 from latentmodal.experiments.training.checkpoints import VerifiedCheckpointIO, read_checkpoint
 from latentmodal.experiments.training.config import TrainerConfig
+from latentmodal.experiments.training.freeze import plain_parameters
 
 
 class NamedStateMixin(Strategy):
@@ -78,7 +79,7 @@ class NamedStateMixin(Strategy):
             ValueError: the checkpoint's parameters are not this model's.
         """
         module = self._module()
-        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+        frozen = {name for name, p in plain_parameters(module) if not p.requires_grad}
         wanted, found = set(module.state_dict()) - frozen, set(checkpoint["state_dict"])
         if wanted != found:
             missing, unknown = sorted(wanted - found)[:3], sorted(found - wanted)[:3]
@@ -87,7 +88,11 @@ class NamedStateMixin(Strategy):
                 f"and holds unknown {unknown or 'nothing'}; resume with its own recipe"
             )
         options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(self._module(), dict(checkpoint["state_dict"]), options=options)
+        try:
+            set_model_state_dict(module, dict(checkpoint["state_dict"]), options=options)
+        except RuntimeError as error:  # shapes
+            reason = " ".join(str(error).splitlines()[1:2]).strip()
+            raise ValueError(f"the checkpoint does not fit this recipe: {reason}") from error
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         options = StateDictOptions(full_state_dict=True)

@@ -1,0 +1,316 @@
+"""The two sides of `contrastive_step.py`: open_clip's training step and ours, on equal inputs.
+
+Legend: B pairs, T text length, C H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import timm
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from turns import Step, Turn, peak_bytes, reset_peak, resident_bytes, timed
+
+from latentmodal.bridges.losses import info_nce, sigmoid_loss
+from latentmodal.encoders.convert import from_open_clip, to_open_clip
+from latentmodal.experiments.recipe import load_recipe
+from latentmodal.experiments.systems.contrastive import ContrastiveConfig
+from latentmodal.experiments.training.config import OptimConfig
+from latentmodal.experiments.training.freeze import FreezePlan
+from latentmodal.experiments.training.optim import build_adamw, parameter_groups
+
+Model = Literal["clip", "siglip"]
+WARM_UP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all sides of a comparison share."""
+
+    model: Model
+    tiny: bool
+    quick_gelu: bool
+    device: str
+    threads: int
+    weights: str
+    """open_clip's weights, as safetensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One row of the table."""
+
+    name: str
+    library: Literal["open_clip", "ours"]
+    batch: int
+    tokens: Literal["padded", "trimmed"] = "padded"
+    chunk: int | None = None
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One batch, as each library's loader would deliver it."""
+
+    pixels_BCHW: Tensor
+    """uint8."""
+    normalised_BCHW: Tensor
+    ids_BT: Tensor
+    lengths_B: Tensor
+
+    @property
+    def mask_BT(self) -> Tensor:
+        return torch.arange(self.ids_BT.shape[1]) < self.lengths_B[:, None]
+
+
+def our_config(setup: Setup) -> ContrastiveConfig:
+    """The system of the recipe, made tiny or given another activation if asked."""
+    overrides = []
+    if setup.tiny:
+        width = {"clip": 32, "siglip": 64}[setup.model]
+        overrides += [
+            "system.image_encoder.image_size=32",
+            *(
+                f"system.image_encoder.model_kwargs.{key}={value}"
+                for key, value in TINY_TRUNK.items()
+            ),
+            *(f"system.text_encoder.{key}={value}" for key, value in TINY_TEXT.items()),
+            f"system.text_encoder.width={width}",
+            f"system.head.embed_dim={width}",
+        ]
+    if setup.model == "clip":
+        if setup.tiny:
+            overrides.append("system.text_encoder.eot_id=63")
+        activation = "quick_gelu" if setup.quick_gelu else "gelu"
+        overrides += [f"system.{tower}_encoder.activation={activation}" for tower in TOWERS]
+    recipe = load_recipe(
+        {"clip": "clip/vit_b32", "siglip": "clip/siglip_b16"}[setup.model], overrides
+    )
+    assert isinstance(recipe.system, ContrastiveConfig)
+    return recipe.system
+
+
+TOWERS = ("image", "text")
+TINY_TRUNK = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+TINY_TEXT = {"vocab_size": 64, "context_length": 16, "depth": 2, "heads": 2}
+
+
+def their_model(setup: Setup) -> nn.Module:
+    """open_clip's model with its own initialisation."""
+    scalars: dict[str, float] = {}
+    if setup.model == "siglip":
+        scalars = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
+    if setup.tiny:
+        return _their_tiny_model(setup, scalars)
+    name = {"clip": "ViT-B-32", "siglip": "ViT-B-16-SigLIP"}[setup.model]
+    quick_gelu = setup.quick_gelu and setup.model == "clip"
+    model: nn.Module = open_clip.create_model(
+        name, pretrained=None, force_quick_gelu=quick_gelu, output_dict=True, **scalars
+    )
+    return model
+
+
+def _their_tiny_model(setup: Setup, scalars: dict[str, float]) -> nn.Module:
+    text = {"context_length": 16, "vocab_size": 64, "heads": 2, "layers": 2}
+    if setup.model == "clip":
+        vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+        small: nn.Module = open_clip.CLIP(
+            32, vision, {**text, "width": 32}, quick_gelu=setup.quick_gelu, output_dict=True
+        )
+        return small
+    model: nn.Module = open_clip.CustomTextCLIP(
+        64,
+        {"timm_model_name": "vit_small_patch16_224", "timm_pool": "avg", "timm_proj": "none"},
+        {
+            **text,
+            "width": 64,
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+        output_dict=True,
+        **scalars,
+    )
+    # It builds full-size timm towers only.
+    model.get_submodule("visual").trunk = timm.create_model(
+        "vit_base_patch16_siglip_224", num_classes=0, img_size=32, **TINY_TRUNK
+    )
+    return model
+
+
+def write_weights(setup: Setup) -> None:
+    """Initialise open_clip's model and put its weights where `setup` says."""
+    torch.manual_seed(0)
+    save_file(their_model(setup).state_dict(), setup.weights)
+
+
+def make_inputs(setup: Setup, batch: int) -> Inputs:
+    """Random pictures, and token ids of about the lengths captions have (16 on average)."""
+    config = our_config(setup)
+    text = config.text_encoder
+    generator = torch.Generator().manual_seed(0)
+    side = config.image_encoder.image_size or 224
+    pixels = torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
+    mean, std = (
+        torch.tensor(x).view(3, 1, 1)
+        for x in (
+            (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+            if setup.model == "clip"
+            else ((0.5,) * 3, (0.5,) * 3)
+        )
+    )
+    average, spread = 6 if setup.tiny else 16, 0.4  # log-normal: most are short, a few long
+    logs = torch.randn(batch, generator=generator) * spread + math.log(average) - spread**2 / 2
+    lengths = logs.exp().round().long().clamp(4, text.context_length)
+    ids = torch.randint(2, text.vocab_size - 2, (batch, text.context_length), generator=generator)
+    position = torch.arange(text.context_length)
+    ids[position >= lengths[:, None]] = text.pad_id
+    ids[torch.arange(batch), lengths - 1] = text.eot_id
+    return Inputs(
+        pixels_BCHW=pixels,
+        normalised_BCHW=(pixels / 255 - mean) / std,
+        ids_BT=ids,
+        lengths_B=lengths,
+    )
+
+
+class TrainingStep:
+    """Forward, loss, backward, AdamW and the clamp of the temperature, of one side.
+
+    Both sides get AdamW from the same function, fused, with the same parameters decayed.
+    """
+
+    def __init__(self, setup: Setup, side: Side) -> None:
+        torch.set_num_threads(setup.threads)
+        self.setup, self.side = setup, side
+        self.device = torch.device(setup.device)
+        self.model, self.loss = self._theirs() if side.library == "open_clip" else self._ours()
+        self.model.train()
+        config = OptimConfig()
+        self.optimizer = build_adamw(parameter_groups(self.model, FreezePlan({}), config), config)
+        self.fast = False
+        self.at_rest = resident_bytes()
+
+    def _theirs(self) -> tuple[nn.Module, Callable[[], Tensor]]:
+        model = their_model(self.setup)
+        model.load_state_dict(load_file(self.setup.weights))
+        model.to(self.device)
+        criterion = ClipLoss() if self.setup.model == "clip" else SigLipLoss()
+        inputs = make_inputs(self.setup, self.side.batch)
+        pixels, ids = inputs.normalised_BCHW.to(self.device), inputs.ids_BT.to(self.device)
+        return model, lambda: criterion(**model(pixels, ids))
+
+    def _ours(self) -> tuple[nn.Module, Callable[[], Tensor]]:
+        config = our_config(self.setup)
+        model = config.build_model()
+        model.chunk_size = self.side.chunk
+        state, unmatched = from_open_clip(load_file(self.setup.weights))
+        assert not unmatched, unmatched
+        model.load_state_dict(state)
+        model.to(self.device)
+        inputs = make_inputs(self.setup, self.side.batch)
+        length = inputs.ids_BT.shape[1]
+        if self.side.tokens == "trimmed":  # what `Tokenizer` ships: rounded up to a multiple of 8
+            length = min(length, -(-int(inputs.lengths_B.max()) // 8) * 8)
+        pixels, ids, mask = (
+            x.to(self.device)
+            for x in (inputs.pixels_BCHW, inputs.ids_BT[:, :length], inputs.mask_BT[:, :length])
+        )
+
+        def loss() -> Tensor:
+            out = model(pixels, ids, mask)
+            if config.loss == "info_nce":
+                return info_nce(out.image_BE, out.text_BE, out.logit_scale)
+            return sigmoid_loss(out.image_BE, out.text_BE, out.logit_scale, out.logit_bias)
+
+        return model, loss
+
+    def parity(self, path: str) -> float:
+        """The loss in fp32; gradients, under open_clip's names, are written to `path`."""
+        loss = self.loss()
+        loss.backward()
+        grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        if self.side.library == "ours":
+            siglip = self.setup.model == "siglip"
+            grads = to_open_clip(grads, timm_visual=siglip, custom_text=siglip).state
+        save_file({name: grad.cpu().contiguous() for name, grad in grads.items()}, path)
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def begin(self) -> None:
+        """Compile if asked, and warm up, in the precision that is timed."""
+        self.fast = self.device.type == "cuda"
+        if self.side.compile:
+            self.model.compile()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        reset_peak()
+        for _ in range(WARM_UP):
+            self.step()
+
+    def turn(self) -> Turn:
+        return timed(self.step)
+
+    def step(self) -> Step:
+        """One training step; seconds of its three phases."""
+        start = self._now()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            loss = self.loss()
+        forward = self._now()
+        loss.backward()
+        backward = self._now()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            scale = self.model.get_parameter(
+                "logit_scale" if self.side.library == "open_clip" else "head.logit_scale"
+            )
+            scale.clamp_(0, math.log(100))
+        end = self._now()
+        return {
+            "forward": forward - start,
+            "backward": backward - forward,
+            "optimiser": end - backward,
+        }
+
+    def memory(self) -> int | None:
+        """Peak bytes: all of the device's, or on the CPU what training added to the model."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        peak = peak_bytes()
+        return None if peak is None or self.at_rest is None else peak - self.at_rest
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def worst_relative_error(path: Path, reference: Path) -> tuple[float, str]:
+    """The largest of max |a - b| / max |b| over all gradients, and whose it is."""
+    grads, expected = load_file(path), load_file(reference)
+    if grads.keys() != expected.keys():
+        different = sorted(grads.keys() ^ expected.keys())
+        raise SystemExit(f"gradients of different parameters: {', '.join(different[:5])}")
+    error = partial(_relative_error, grads, expected)
+    worst = max(expected, key=error)
+    return error(worst), worst
+
+
+def _relative_error(grads: dict[str, Any], expected: dict[str, Any], name: str) -> float:
+    a, b = grads[name], expected[name]
+    difference = (a - b).abs().max().item()
+    if not math.isfinite(difference):
+        return math.inf
+    return difference / max(b.abs().max().item(), torch.finfo(b.dtype).tiny)
