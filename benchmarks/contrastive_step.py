@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import parity
 from rich.console import Console
 from rich.table import Table
 from step_sides import (
@@ -39,7 +40,6 @@ from step_sides import (
     Side,
     TrainingStep,
     our_config,
-    worst_relative_error,
     write_weights,
 )
 from turns import Step, Summary, print_json, remotes, take_turns
@@ -97,19 +97,17 @@ def compare(setup: Setup, sides: Sequence[Side], args: argparse.Namespace) -> li
     """Check that the sides agree, let them take turns, and sum up: one row per side."""
     folder = Path(setup.weights).parent
     with remotes([(TrainingStep, setup, side) for side in sides]) as workers:
-        paths = [folder / f"{i}.safetensors" for i in range(len(workers))]
-        losses = [w.call("parity", str(path)) for w, path in zip(workers, paths, strict=True)]
-        parity = []
-        for side, loss, path in zip(sides, losses, paths, strict=True):
-            loss_error = abs(loss - losses[0]) / abs(losses[0])
-            grad_error, name = worst_relative_error(path, paths[0])
-            print(f"{side.name}: loss {loss:.6f}, gradients within {grad_error:.1e} ({name})")
-            if not (loss_error <= args.tolerance and grad_error <= args.tolerance):
-                raise SystemExit(
-                    f"{side.name} and {sides[0].name} compute different things (loss off by "
-                    f"{loss_error:.1e}, gradient of {name} by {grad_error:.1e}); nothing is timed"
-                )
-            parity.append({"loss_error": loss_error, "grad_error": grad_error})
+        computed = [
+            worker.call("parity", str(folder / f"{i}.safetensors"))
+            for i, worker in enumerate(workers)
+        ]
+        errors = [parity.compare(result, computed[0]) for result in computed]
+        for side, error in zip(sides, errors, strict=True):
+            print(
+                f"{side.name}: loss off by {error.loss:.1e}, gradients by {error.gradient:.1e}",
+                flush=True,
+            )
+            parity.require(side.name, error, args.tolerance)
         for worker in workers:
             worker.call("begin")
         steps = take_turns(workers, args.pairs, args.others)
@@ -131,7 +129,8 @@ def compare(setup: Setup, sides: Sequence[Side], args: argparse.Namespace) -> li
                 "iqr": [speed.low, speed.high],
                 "rounds": len(steps[i]),
                 "memory": memory[i],
-                **parity[i],
+                "loss_error": errors[i].loss,
+                "grad_error": errors[i].gradient,
             }
         )
     return rows

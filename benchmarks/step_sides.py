@@ -5,11 +5,11 @@ Legend: B pairs, T text length, C H W pixels.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import open_clip
 import timm
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
+from parity import Result
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from turns import Step, Turn, peak_bytes, reset_peak, resident_bytes, timed
@@ -30,7 +31,14 @@ from latentmodal.experiments.training.freeze import FreezePlan
 from latentmodal.experiments.training.optim import build_adamw, parameter_groups
 
 Model = Literal["clip", "siglip"]
-WARM_UP = 2
+WARM_UP = 2  # AdamW makes its moments in the first step
+TINY_TRUNK = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+TINY_TEXT = {"vocab_size": 64, "context_length": 16, "depth": 2, "heads": 2}
+TINY_WIDTH = {"clip": 32, "siglip": 64}  # SigLIP's image tower has no projection
+MEAN_STD = {
+    "clip": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,35 +82,31 @@ class Inputs:
 
 
 def our_config(setup: Setup) -> ContrastiveConfig:
-    """The system of the recipe, made tiny or given another activation if asked."""
-    overrides = []
-    if setup.tiny:
-        width = {"clip": 32, "siglip": 64}[setup.model]
-        overrides += [
-            "system.image_encoder.image_size=32",
-            *(
-                f"system.image_encoder.model_kwargs.{key}={value}"
-                for key, value in TINY_TRUNK.items()
-            ),
-            *(f"system.text_encoder.{key}={value}" for key, value in TINY_TEXT.items()),
-            f"system.text_encoder.width={width}",
-            f"system.head.embed_dim={width}",
-        ]
+    """The system of the recipe, with the activation asked for."""
+    overrides = _tiny_overrides(setup.model) if setup.tiny else []
     if setup.model == "clip":
-        if setup.tiny:
-            overrides.append("system.text_encoder.eot_id=63")
         activation = "quick_gelu" if setup.quick_gelu else "gelu"
-        overrides += [f"system.{tower}_encoder.activation={activation}" for tower in TOWERS]
-    recipe = load_recipe(
-        {"clip": "clip/vit_b32", "siglip": "clip/siglip_b16"}[setup.model], overrides
-    )
-    assert isinstance(recipe.system, ContrastiveConfig)
-    return recipe.system
+        overrides += [
+            f"system.{tower}_encoder.activation={activation}" for tower in ("image", "text")
+        ]
+    name = {"clip": "clip/vit_b32", "siglip": "clip/siglip_b16"}[setup.model]
+    system = load_recipe(name, overrides).system
+    assert isinstance(system, ContrastiveConfig)
+    return system
 
 
-TOWERS = ("image", "text")
-TINY_TRUNK = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
-TINY_TEXT = {"vocab_size": 64, "context_length": 16, "depth": 2, "heads": 2}
+def _tiny_overrides(model: Model) -> list[str]:
+    image, text, width = "system.image_encoder", "system.text_encoder", TINY_WIDTH[model]
+    overrides = [
+        f"{image}.image_size=32",
+        f"{text}.width={width}",
+        f"system.head.embed_dim={width}",
+    ]
+    overrides += [f"{image}.model_kwargs.{key}={value}" for key, value in TINY_TRUNK.items()]
+    overrides += [f"{text}.{key}={value}" for key, value in TINY_TEXT.items()]
+    if model == "clip":
+        overrides.append(f"{text}.eot_id=63")
+    return overrides
 
 
 def their_model(setup: Setup) -> nn.Module:
@@ -112,6 +116,7 @@ def their_model(setup: Setup) -> nn.Module:
         scalars = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
     if setup.tiny:
         return _their_tiny_model(setup, scalars)
+    logging.getLogger().setLevel(logging.ERROR)  # it warns that the weights are random
     name = {"clip": "ViT-B-32", "siglip": "ViT-B-16-SigLIP"}[setup.model]
     quick_gelu = setup.quick_gelu and setup.model == "clip"
     model: nn.Module = open_clip.create_model(
@@ -121,26 +126,35 @@ def their_model(setup: Setup) -> nn.Module:
 
 
 def _their_tiny_model(setup: Setup, scalars: dict[str, float]) -> nn.Module:
-    text = {"context_length": 16, "vocab_size": 64, "heads": 2, "layers": 2}
+    width = TINY_WIDTH[setup.model]
+    text: dict[str, Any] = {
+        "context_length": 16,
+        "vocab_size": 64,
+        "heads": 2,
+        "layers": 2,
+        "width": width,
+    }
     if setup.model == "clip":
-        vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+        vision: dict[str, Any] = {
+            "image_size": 32,
+            "layers": 2,
+            "width": 64,
+            "head_width": 32,
+            "patch_size": 8,
+        }
         small: nn.Module = open_clip.CLIP(
-            32, vision, {**text, "width": 32}, quick_gelu=setup.quick_gelu, output_dict=True
+            width, vision, text, quick_gelu=setup.quick_gelu, output_dict=True
         )
         return small
+    as_siglip: dict[str, Any] = {
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": 1e-6},
+    }
+    vision = {"timm_model_name": "vit_small_patch16_224", "timm_pool": "avg", "timm_proj": "none"}
     model: nn.Module = open_clip.CustomTextCLIP(
-        64,
-        {"timm_model_name": "vit_small_patch16_224", "timm_pool": "avg", "timm_proj": "none"},
-        {
-            **text,
-            "width": 64,
-            "no_causal_mask": True,
-            "proj_bias": True,
-            "pool_type": "last",
-            "norm_kwargs": {"eps": 1e-6},
-        },
-        output_dict=True,
-        **scalars,
+        width, vision, {**text, **as_siglip}, output_dict=True, **scalars
     )
     # It builds full-size timm towers only.
     model.get_submodule("visual").trunk = timm.create_model(
@@ -162,14 +176,7 @@ def make_inputs(setup: Setup, batch: int) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     side = config.image_encoder.image_size or 224
     pixels = torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
-    mean, std = (
-        torch.tensor(x).view(3, 1, 1)
-        for x in (
-            (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-            if setup.model == "clip"
-            else ((0.5,) * 3, (0.5,) * 3)
-        )
-    )
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in MEAN_STD[setup.model])
     average, spread = 6 if setup.tiny else 16, 0.4  # log-normal: most are short, a few long
     logs = torch.randn(batch, generator=generator) * spread + math.log(average) - spread**2 / 2
     lengths = logs.exp().round().long().clamp(4, text.context_length)
@@ -236,7 +243,7 @@ class TrainingStep:
 
         return model, loss
 
-    def parity(self, path: str) -> float:
+    def parity(self, path: str) -> Result:
         """The loss in fp32; gradients, under open_clip's names, are written to `path`."""
         loss = self.loss()
         loss.backward()
@@ -246,7 +253,7 @@ class TrainingStep:
             grads = to_open_clip(grads, timm_visual=siglip, custom_text=siglip).state
         save_file({name: grad.cpu().contiguous() for name, grad in grads.items()}, path)
         self.optimizer.zero_grad()
-        return loss.item()
+        return Result(loss.item(), Path(path))
 
     def begin(self) -> None:
         """Compile if asked, and warm up, in the precision that is timed."""
@@ -295,22 +302,3 @@ class TrainingStep:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-def worst_relative_error(path: Path, reference: Path) -> tuple[float, str]:
-    """The largest of max |a - b| / max |b| over all gradients, and whose it is."""
-    grads, expected = load_file(path), load_file(reference)
-    if grads.keys() != expected.keys():
-        different = sorted(grads.keys() ^ expected.keys())
-        raise SystemExit(f"gradients of different parameters: {', '.join(different[:5])}")
-    error = partial(_relative_error, grads, expected)
-    worst = max(expected, key=error)
-    return error(worst), worst
-
-
-def _relative_error(grads: dict[str, Any], expected: dict[str, Any], name: str) -> float:
-    a, b = grads[name], expected[name]
-    difference = (a - b).abs().max().item()
-    if not math.isfinite(difference):
-        return math.inf
-    return difference / max(b.abs().max().item(), torch.finfo(b.dtype).tiny)

@@ -149,7 +149,8 @@ def test_counting_and_bad_arguments(make_shards, to_pixels):
 
 def test_several_captions_per_image_are_its_positives(to_pixels, encode_image, tmp_path):
     def sample(number: int, captions: list[str]) -> dict[str, object]:
-        return {"__key__": str(number), "png": encode_image((number, 0, 0)), "json": {"captions": captions}}
+        image = encode_image((number, 0, 0))
+        return {"__key__": str(number), "png": image, "json": {"captions": captions}}
 
     texts = [["a0", "a1", "a2"], ["b0"], ["c0", "c1"], ["d0", "d1", "d2", "d3"]]
     write_shards((sample(i, t) for i, t in enumerate(texts)), tmp_path)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from latentmodal.experiments import cli
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.recipe import load_recipe
 
@@ -211,10 +213,8 @@ def test_debug_shows_the_traceback(latentmodal: Any) -> None:
     assert "did you mean 'clip/emoji'?" in done.stderr
 
 
-def test_show_prints_a_recipe_that_loads_again(latentmodal: Any, tmp_path: Path) -> None:
-    done = latentmodal("recipe", "show", "clip/vit_b32", "data.train.0.weight=7", "seed=3")
-    assert done.returncode == 0, done.stderr
-    shown = write(tmp_path, done.stdout)
-    assert load_recipe(str(shown)) == load_recipe(
-        "clip/vit_b32", ["data.train.0.weight=7", "seed=3"]
-    )
+def test_show_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
+    keys = ["data.train.0.weight=7", "seed=3"]
+    result = CliRunner().invoke(cli.app, ["recipe", "show", "clip/vit_b32", *keys])
+    assert result.exit_code == 0
+    assert load_recipe(str(write(tmp_path, result.output))) == load_recipe("clip/vit_b32", keys)

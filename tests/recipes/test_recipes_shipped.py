@@ -140,13 +140,11 @@ DIFFERS: dict[str, dict[str, Any]] = {
 
 
 def flat(node: Any, key: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys; lists stay whole."""
     if not isinstance(node, Mapping):
         return {key: node}
-    return {
-        k: v
-        for name, value in node.items()
-        for k, v in flat(value, f"{key}.{name}"[not key :]).items()
-    }
+    items = [flat(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()]
+    return {inner: value for item in items for inner, value in item.items()}
 
 
 def raw_base(name: str) -> str | None:

@@ -28,8 +28,7 @@ def model() -> nn.Module:
             "norm": nn.LayerNorm(4),
         }
     )
-    root = nn.ModuleDict({"image_encoder": tower, "text_encoder": nn.Linear(3, 4), "head": Head()})
-    return root
+    return nn.ModuleDict({"image_encoder": tower, "text_encoder": nn.Linear(3, 4), "head": Head()})
 
 
 class Head(nn.Module):

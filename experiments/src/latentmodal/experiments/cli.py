@@ -17,6 +17,10 @@ from rich.logging import RichHandler
 
 from latentmodal.experiments.errors import UserError
 
+# Loader workers share the cores with the training threads, which would otherwise spin while they
+# wait for one another; on a busy machine this halves the step. Read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 app = typer.Typer(
     help="Connect a frozen encoder to a language model: recipes over reusable bridges.",
     no_args_is_help=True,

@@ -66,7 +66,7 @@ class LoaderConfig:
             None always decodes in full.
         match: which texts are positives of an image: its own ``row``, or every text of the global
             batch that equals its ``caption`` word for word.
-        captions_per_image: texts each image brings to the batch, all of them its positives; an image
+        captions_per_image: texts each image brings to the batch, all its positives; an image
             with fewer repeats some.
         prefetch: batches each worker prepares ahead.
     """

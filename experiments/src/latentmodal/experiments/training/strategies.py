@@ -95,7 +95,8 @@ class NamedStateMixin(Strategy):
             raise ValueError(f"the checkpoint does not fit this recipe: {reason}") from error
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        options = StateDictOptions(full_state_dict=True)
+        # Not strict: a parameter that never got a gradient has no state, here or in the file.
+        options = StateDictOptions(full_state_dict=True, strict=False)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             inner = getattr(optimizer, "_optimizer", optimizer)
             set_optimizer_state_dict(self._module(), inner, state, options=options)
