@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, CLIPModel, SiglipModel
 from latentmodal.experiments import weights
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation.run import load_system
+from latentmodal.experiments.exports import EXPORTS
 from latentmodal.experiments.training.run_folder import RunFolder
 from latentmodal.experiments.weights import convert_run
 
@@ -184,7 +185,7 @@ def test_id_2_is_refused_where_it_means_something_else(trained: Train) -> None:
     config = model.text_encoder.config
     object.__setattr__(config, "eot_id", 2)
     with pytest.raises(ValueError, match="an end-of-text token of id 2"):
-        weights._EXPORTS["hf_clip"](model, True)
+        EXPORTS["hf_clip"](model, True)
 
 
 def test_bad_targets_and_sources(trained: Train, tmp_path: Path) -> None:
