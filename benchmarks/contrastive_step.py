@@ -145,8 +145,9 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
     table = Table(title=title)
     for column in ("side", "ms/step", "forward", "backward", "optimiser", "speed", "IQR", "GiB"):
         table.add_column(column, justify="left" if column == "side" else "right")
-    for row in rows:
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
         first = row["side"] == row["against"]
+        last = following is not None and following["side"] == following["against"]
         phases = ("seconds", "forward", "backward", "optimiser")
         table.add_row(
             row["side"],
@@ -154,7 +155,7 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
             "1" if first else f"{row['speed']:.3f}",
             "" if first else "{:.3f} to {:.3f}".format(*row["iqr"]),
             "" if row["memory"] is None else f"{row['memory'] / GIB:.2f}",
-            end_section=first and row is not rows[0],
+            end_section=last,
         )
     Console(width=110).print(table)
 

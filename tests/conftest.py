@@ -46,6 +46,7 @@ evaluation:
     swapped_captions: {source: {preset: tiny}}
     naming_unseen_style: {source: {preset: tiny}}
     naming_seen_styles: {source: {preset: tiny}}
+    naming_unseen_things: {source: {preset: tiny}}
 """
 
 

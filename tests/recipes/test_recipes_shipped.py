@@ -135,6 +135,7 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "evaluation.tasks.swapped_captions.source.preset": "large",
         "evaluation.tasks.naming_unseen_style.source.preset": "large",
         "evaluation.tasks.naming_seen_styles.source.preset": "large",
+        "evaluation.tasks.naming_unseen_things.source.preset": "large",
     },
 }
 

@@ -61,6 +61,7 @@ def test_the_figures_of_the_run_come_again(finished_run: Path) -> None:
         "swapped_captions",
         "naming_unseen_style",
         "naming_seen_styles",
+        "naming_unseen_things",
     }
 
 
@@ -70,6 +71,7 @@ def test_another_split_and_another_task(finished_run: Path) -> None:
         "evaluation.tasks.swapped_captions=null",
         "evaluation.tasks.naming_unseen_style=null",
         "evaluation.tasks.naming_seen_styles=null",
+        "evaluation.tasks.naming_unseen_things=null",
         "evaluation.tasks.unseen_pairs.source.split=train",
         "evaluation.tasks.mine={name: retrieval, captions: first, ks: [2], "
         "source: {name: emoji, preset: tiny, split: unseen_pairs}}",

@@ -29,6 +29,10 @@ class EmojiSourceConfig:
     weight: float = 1.0
     caption: str = "random"
 
+    def __post_init__(self) -> None:
+        # The same rules as for shards, checked when the recipe is read.
+        ShardSourceConfig(urls="emoji", weight=self.weight, caption=self.caption)
+
     def data(self) -> EmojiData:
         """The data set this split belongs to."""
         return ensure_emoji(EmojiConfig(preset=self.preset, seed=self.seed))

@@ -65,11 +65,11 @@ class Evaluator:
         return sets[key]
 
     def _show(self, data: EmbeddedSet, split: str, step: int, projector: bool) -> None:
-        captions = [texts[0] for texts in data.captions]
+        captions = [texts[0] for texts in data.captions[: len(data.pixels)]]
         text_NE = self.system.embed_captions(captions)
         if self.writer is None:
             return
-        images, image_NE = data.pixels, data.image_NE
+        images, image_NE = data.pixels, data.image_NE[: len(data.pixels)]
         views.similarity_matrix(self.writer, images, captions, image_NE, text_NE, step)
         owner_N = torch.arange(len(captions))
         views.retrieved_examples(self.writer, images, captions, image_NE, text_NE, owner_N, step)

@@ -32,6 +32,9 @@ from latentmodal.experiments.evaluation.zero_shot import (
     zero_shot_metrics,
 )
 
+MAX_SHOWN = 512
+"""Pictures kept of an evaluation set for the views; metrics need embeddings only."""
+
 Confusions = list[tuple[str, str, int]]
 
 
@@ -49,6 +52,7 @@ class EmbeddedSet:
 
     image_NE: Tensor
     pixels: list[Tensor]
+    """Of the first `MAX_SHOWN` rows."""
     captions: list[list[str]]
     meta: list[dict[str, Any]]
 
@@ -65,23 +69,24 @@ def embed_set(
     A collective operation: every rank calls it and every rank gets the whole set.
     """
     batches = EvalLoader([resolve_source(source)], loader, image_transform=preprocess.eval())
-    mine: dict[int, tuple[Tensor, Tensor, list[str], dict[str, Any]]] = {}
+    mine: dict[int, tuple[Tensor, Tensor | None, list[str], dict[str, Any]]] = {}
     for batch in batches:
         image_BE = system.embed_images(batch.pixels_BCHW.to(device)).cpu()
         for row, index in enumerate(batch.index_B.tolist()):
+            # Clones: a view would travel between ranks with the whole batch it looks into.
             mine[index] = (
-                image_BE[row],
-                batch.pixels_BCHW[row],
+                image_BE[row].clone(),
+                batch.pixels_BCHW[row].clone() if index < MAX_SHOWN else None,
                 batch.all_captions[row],
                 batch.meta[row],
             )
-    everyone: dict[int, tuple[Tensor, Tensor, list[str], dict[str, Any]]] = {}
+    everyone: dict[int, tuple[Tensor, Tensor | None, list[str], dict[str, Any]]] = {}
     for part in gather_objects(mine):
         everyone.update(part)
     rows = [everyone[index] for index in sorted(everyone)]
     return EmbeddedSet(
         image_NE=torch.stack([row[0] for row in rows]),
-        pixels=[row[1] for row in rows],
+        pixels=[row[1] for row in rows[:MAX_SHOWN] if row[1] is not None],
         captions=[row[2] for row in rows],
         meta=[row[3] for row in rows],
     )

@@ -36,7 +36,8 @@ class System(LightningModule):
         self.trainer_config = trainer_config
         plan.apply(model)
         self.frozen_fingerprint = fingerprint(model)
-        self._wrapped = False
+        self.shown: dict[str, float] = {}  # what the progress bar shows: plain numbers, read once
+        self._wrapped = self._sharded = False
 
     def configure_model(self) -> None:
         """Apply compilation and parallelism once (Lightning calls this at every stage)."""
@@ -45,6 +46,7 @@ class System(LightningModule):
         self._wrapped = True
         sharded = self.trainer_config.parallelism == "fsdp"
         mesh = self.device_mesh["data_parallel"] if sharded and self.device_mesh else None
+        self._sharded = mesh is not None
         wrap_model(self.model, self.trainer_config, mesh)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -52,6 +54,26 @@ class System(LightningModule):
         optimizer = build_adamw(groups, self.optim)
         schedule = warmup_cosine(optimizer, self.optim, self.trainer_config.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the global norm.
+
+        Lightning refuses to under bf16 with a fused optimiser, for the sake of a gradient scaler
+        that bf16 does not have.
+        """
+        if gradient_clip_val:
+            parameters = [p for p in self.parameters() if p.grad is not None]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def compute_precision(self) -> torch.autocast:
+        """The recipe's precision outside the training step; a sharded model has its own."""
+        fast = self.trainer_config.precision == "bf16" and not self._sharded
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
     def train(self, mode: bool = True) -> System:
         super().train(mode)
@@ -81,10 +103,10 @@ class System(LightningModule):
         past a step whose point in the curve was never written.
         """
         mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
-        self.log("loss", mean, prog_bar=True, logger=False)
         scalars = {"loss": mean, "lr": self._peak_lr(), **values}
+        metrics = {f"train/{name}": float(value) for name, value in scalars.items()}
+        self.shown["loss"] = metrics["train/loss"]
         if self.logger is not None:
-            metrics = {f"train/{name}": float(value) for name, value in scalars.items()}
             self.logger.log_metrics(metrics, step=self.global_step + 1)  # of completed steps
 
     def _peak_lr(self) -> float:

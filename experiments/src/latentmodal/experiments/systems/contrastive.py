@@ -206,7 +206,8 @@ class ContrastiveSystem(System):
     @torch.no_grad()
     def embed_images(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised picture embeddings (B, E), in fp32."""
-        return self.model.encode_image(pixels_BCHW).float()
+        with self.compute_precision():
+            return self.model.encode_image(pixels_BCHW).float()
 
     @torch.no_grad()
     def embed_captions(self, captions: list[str], batch_size: int = 512) -> Tensor:
@@ -215,6 +216,7 @@ class ContrastiveSystem(System):
         parts = []
         for start in range(0, len(captions), batch_size):
             ids_MT, mask_MT = self.tokenizer(captions[start : start + batch_size])
-            text_ME = self.model.encode_text(ids_MT.to(self.device), mask_MT.to(self.device))
+            with self.compute_precision():
+                text_ME = self.model.encode_text(ids_MT.to(self.device), mask_MT.to(self.device))
             parts.append(text_ME.float().cpu())
         return torch.cat(parts)

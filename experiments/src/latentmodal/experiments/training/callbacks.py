@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -76,22 +77,27 @@ class Evaluate(Callback):
             pl_module.train()
 
 
+class Progress(RichProgressBar):
+    """A bar fed with numbers already on the host: reading a tensor would stall every step."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+        return {name: f"{value:.4g}" for name, value in pl_module.shown.items()}
+
+
 class PlainProgress(Callback):
     """A line now and then, where the output is a file and a progress bar would be noise."""
 
     def __init__(self, lines: int = 20) -> None:
         self.lines = lines
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         step, last = trainer.global_step, trainer.max_steps
         if (
             trainer.is_global_zero
             and (step * self.lines) // last > ((step - 1) * self.lines) // last
         ):
-            shown = {
-                name: f"{float(value):.4g}" for name, value in trainer.progress_bar_metrics.items()
-            }
-            log.info("step %d/%d  %s", step, last, "  ".join(f"{k} {v}" for k, v in shown.items()))
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in pl_module.shown.items())
+            log.info("step %d/%d  %s", step, last, shown)
 
 
 class Throughput(Callback):
@@ -110,7 +116,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Batch,
         batch_idx: int,
@@ -120,7 +126,7 @@ class Throughput(Callback):
             seconds = time.perf_counter() - self._since
             bad_samples = self.loader.bad_samples
             speed = self._samples / seconds
-            pl_module.log("samples/s", speed, prog_bar=True, logger=False)
+            pl_module.shown["samples/s"] = speed
             scalars = {
                 "speed/samples_per_s": speed,
                 "speed/data_wait_share": self._waited / seconds,

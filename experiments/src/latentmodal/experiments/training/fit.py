@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import RichProgressBar
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 
 from latentmodal.encoders import Tokenizer, WordTokenizerConfig, train_word_tokenizer
-from latentmodal.experiments.data.loader import TrainLoader
+from latentmodal.experiments.data.loader import TrainLoader, open_sources
 from latentmodal.experiments.data.module import resolve_source, training_captions
+from latentmodal.experiments.data.seeding import derive_seed
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation.report import EvalReport
 from latentmodal.experiments.evaluation.run import Evaluator
@@ -31,6 +32,7 @@ from latentmodal.experiments.training.callbacks import (
     Checkpoints,
     Evaluate,
     PlainProgress,
+    Progress,
     Throughput,
 )
 from latentmodal.experiments.training.checkpoints import latest_checkpoint, step_of
@@ -52,7 +54,7 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
         UserError: the folder is taken, the data are unusable, the loss is not finite, …
     """
     run = RunFolder(Path(recipe.folder))
-    first = process_rank() == 0
+    first = process_rank(recipe.trainer.devices) == 0
     checkpoint = run.open(recipe, resume) if first else latest_checkpoint(run.checkpoints)
     _quiet_lightning()
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
@@ -64,19 +66,27 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
         console.print(f"{run.path} is already trained to its last step")
         _show(run, recipe, EvalReport.read_json(run.path / "eval.json"), console)
         return run.path
+    _check_evaluation_sources(recipe)
+    # Ranks must agree on the initial weights, and differ in dropout from here on.
+    rank = process_rank(recipe.trainer.devices)
+    torch.manual_seed(derive_seed(recipe.seed, "rank", rank))
     loader = _train_loader(recipe, system)
     logger = TensorBoardLogger(
         str(run.path),
         name=run.logs.name,
         version="",
         default_hp_metric=False,
-        purge_step=step_of(checkpoint) + 1
-        if checkpoint
-        else None,  # points past it will come again
+        # Points past the checkpoint will come again.
+        purge_step=step_of(checkpoint) + 1 if checkpoint else None,
     )
     context: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     evaluator = Evaluator(recipe.evaluation, system, context)
-    trainer = _trainer(recipe, run, loader, logger, evaluator, console)
+    try:
+        trainer = _trainer(recipe, run, loader, logger, evaluator, console)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+    if first:
+        recipe_text(logger.experiment, to_yaml(recipe))
     if checkpoint is not None and first:
         console.print(f"going on from {checkpoint}")
     try:
@@ -90,6 +100,8 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
         loader.close()
     if trainer.global_step < recipe.trainer.max_steps:
         raise UserError(f"stopped at step {trainer.global_step}; go on with resume=true")
+    if recipe.trainer.parallelism != "fsdp":
+        system.to(trainer.strategy.root_device)  # teardown moved it to the CPU
     system.eval()
     evaluator.writer = logger.experiment if trainer.is_global_zero else None
     report = evaluator.run(trainer.global_step, projector=True)
@@ -102,9 +114,16 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
     return run.path
 
 
-def process_rank() -> int:
-    """This process's global rank, known before the process group is up."""
-    return int(getattr(rank_zero_only, "rank", None) or 0)
+def process_rank(devices: int) -> int:
+    """This process's global rank, known before the process group is up.
+
+    torchrun and SLURM state it; Lightning's own launcher states node and local rank.
+    """
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    node, local = os.environ.get("NODE_RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    return int(node) * devices + int(local)
 
 
 def build_tokenizer(recipe: Recipe, run: RunFolder) -> Tokenizer:
@@ -113,7 +132,7 @@ def build_tokenizer(recipe: Recipe, run: RunFolder) -> Tokenizer:
     if isinstance(config, WordTokenizerConfig) and config.path == "auto":
         if not run.tokenizer_file.exists():
             captions = (text for source in recipe.data.train for text in training_captions(source))
-            part = run.tokenizer_file.with_suffix(".part")
+            part = run.tokenizer_file.with_suffix(f".part{os.getpid()}")
             train_word_tokenizer(captions, part, recipe.system.text_encoder.vocab_size)
             part.replace(run.tokenizer_file)
         config = dataclasses.replace(config, path=str(run.tokenizer_file))
@@ -137,6 +156,15 @@ def build_system(recipe: Recipe, run: RunFolder) -> Any:
         raise UserError(f"{run.recipe_file}: {error}") from error
 
 
+def _check_evaluation_sources(recipe: Recipe) -> None:
+    """Find a missing evaluation shard now rather than at the first evaluation."""
+    for name, task in recipe.evaluation.tasks.items():
+        try:
+            open_sources([resolve_source(task.source)])
+        except ValueError as error:
+            raise UserError(f"evaluation.tasks.{name}.source: {error}") from error
+
+
 def _train_loader(recipe: Recipe, system: Any) -> TrainLoader:
     config = recipe.trainer
     return TrainLoader(
@@ -146,7 +174,7 @@ def _train_loader(recipe: Recipe, system: Any) -> TrainLoader:
         seed=recipe.seed,
         image_transform=system.model.image_encoder.preprocess.train(recipe.data.augment.scale),
         text_transform=system.tokenizer,
-        rank=process_rank(),
+        rank=process_rank(config.devices),
         world_size=config.world_size,
     )
 
@@ -162,17 +190,15 @@ def _trainer(
     config = recipe.trainer
 
     def evaluate(step: int) -> None:
-        if process_rank() == 0:
+        if process_rank(config.devices) == 0:
             evaluator.writer = logger.experiment
         evaluator.run(step)
 
-    if process_rank() == 0:
-        recipe_text(logger.experiment, to_yaml(recipe))
     callbacks: list[pl.Callback] = [
         ExactRandomness(),
         Throughput(loader, config.log_every),
         Checkpoints(run.checkpoints, config.checkpoint_every, config.keep_checkpoints),
-        RichProgressBar() if console.is_terminal else PlainProgress(),
+        Progress() if console.is_terminal else PlainProgress(),
     ]
     if recipe.evaluation.tasks:
         callbacks.append(Evaluate(evaluate, config.eval_every))

@@ -78,6 +78,7 @@ class RunFolder:
                     "or start another with run_dir=FOLDER"
                 )
             self._check_same(text)
+            write_text_atomically(self.recipe_file, text)
             return latest_checkpoint(self.checkpoints)
         self.tokenizer_file.unlink(missing_ok=True)
         write_text_atomically(self.recipe_file, text)
@@ -133,7 +134,9 @@ def _comparable(text: str) -> dict[str, Any]:
     walk(yaml.safe_load(text), "")
     kept = {key: value for key, value in flat.items() if not key.startswith(_FREE)}
     # The cosine is laid out over max_steps: another length is another schedule.
-    return {**kept, "trainer.max_steps": flat.get("trainer.max_steps")}
+    for name in ("trainer.max_steps", "trainer.precision"):
+        kept[name] = flat.get(name)
+    return kept
 
 
 def provenance() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Model code is single-device throughout. All three strategies save the same file: the trainable
 parameters and the optimiser state under their parameter names, so a run may be resumed under
-another strategy or another number of ranks than it was started with.
+another strategy with the same number of ranks.
 """
 
 from __future__ import annotations

@@ -120,6 +120,11 @@ def _create(config: TimmImageConfig) -> Any:
     pretrained = config.pretrained or config.weights is not None
     try:
         return timm.create_model(config.model, pretrained=pretrained, num_classes=0, **options)
+    except OSError as error:
+        raise ValueError(
+            f"model={config.model!r}: its pretrained weights could not be fetched "
+            f"({str(error).splitlines()[0]}); set weights to a local file, or go online once."
+        ) from error
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"timm could not build model={config.model!r}: {error}") from error
 
