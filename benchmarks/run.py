@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 # Arguments of a full run, and what `--quick` changes.
 FULL: dict[str, list[str]] = {
-    "contrastive_step": ["--compile", "--chunk"],
+    "contrastive_step": ["--chunk"],
     "sigmoid_memory": [],
     "loader": [],
 }
@@ -32,7 +32,7 @@ QUICK: dict[str, list[str]] = {
 }
 # A GPU is busy only with a batch of some size. The loader runs on the CPU wherever it feeds.
 ON_CUDA: dict[str, list[str]] = {
-    "contrastive_step": ["--device", "cuda", "--batch", "256"],
+    "contrastive_step": ["--device", "cuda", "--batch", "256", "--compile"],
     "sigmoid_memory": ["--device", "cuda", "--batch", "8192"],
     "loader": [],
 }
