@@ -24,7 +24,20 @@ from latentmodal.bridges.registry import by_name
 
 SMALL: dict[str, dict[str, Any]] = {
     "linear": {"in_dim": 3, "out_dim": 5, "num_input_tokens": 4},
+    "qformer": {
+        "in_dim": 3,
+        "out_dim": 5,
+        "num_queries": 2,
+        "width": 8,
+        "layers": 3,
+        "heads": 2,
+        "mlp_dim": 6,
+        "dropout": 0.0,
+        "vocab_size": 7,
+        "num_input_positions": 4,
+    },
     "contrastive": {"image_dim": 3, "text_dim": 5, "embed_dim": 4, "init_logit_bias": -10.0},
+    "alignment": {"width": 3, "embed_dim": 2},
 }
 
 

@@ -3,6 +3,11 @@
 Needs PyTorch and safetensors only, so that it can be used outside the trainer it was made for.
 """
 
+from latentmodal.bridges.alignment import (
+    AlignmentHead,
+    AlignmentHeadConfig,
+    AlignmentOutput,
+)
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
 from latentmodal.bridges.component import Component, ComponentConfig
 from latentmodal.bridges.contrastive import (
@@ -10,15 +15,19 @@ from latentmodal.bridges.contrastive import (
     ContrastiveHeadConfig,
     ContrastiveOutput,
 )
-from latentmodal.bridges.distributed import gather_with_grad, rank, world_size
+from latentmodal.bridges.distributed import fetch_rows, gather_with_grad, rank, world_size
 from latentmodal.bridges.gradient_cache import encode_in_chunks
 from latentmodal.bridges.linear import LinearProjection, LinearProjectionConfig
 from latentmodal.bridges.losses import info_nce, sigmoid_loss
+from latentmodal.bridges.qformer import ImageKeys, QFormer, QFormerConfig, QueryStates
 from latentmodal.bridges.registry import BRIDGES, COMPONENTS, build_bridge, load
 
 __all__ = [
     "BRIDGES",
     "COMPONENTS",
+    "AlignmentHead",
+    "AlignmentHeadConfig",
+    "AlignmentOutput",
     "Bridge",
     "BridgeConfig",
     "Component",
@@ -26,10 +35,15 @@ __all__ = [
     "ContrastiveHead",
     "ContrastiveHeadConfig",
     "ContrastiveOutput",
+    "ImageKeys",
     "LinearProjection",
     "LinearProjectionConfig",
+    "QFormer",
+    "QFormerConfig",
+    "QueryStates",
     "build_bridge",
     "encode_in_chunks",
+    "fetch_rows",
     "gather_with_grad",
     "info_nce",
     "load",

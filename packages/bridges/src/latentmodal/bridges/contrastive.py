@@ -124,8 +124,8 @@ class ContrastiveHead(Component):
         # Not through `embed_*`: as forward methods of their own under FSDP2 they would free the
         # parameters again before the rest of this one has read them.
         return ContrastiveOutput(
-            image_BE=_unit_rows(self.image_proj(image_BD)),
-            text_BE=_unit_rows(self.text_proj(text_MD)),
+            image_BE=unit_rows(self.image_proj(image_BD)),
+            text_BE=unit_rows(self.text_proj(text_MD)),
             logit_scale=self.logit_scale.exp(),
             # A copy, because FSDP2 frees the storage of the parameter when forward returns.
             logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
@@ -133,11 +133,11 @@ class ContrastiveHead(Component):
 
     def embed_image(self, pooled_BD: Tensor) -> Tensor:
         """(B, image_dim) to unit rows (B, E), in float32 or better."""
-        return _unit_rows(self.image_proj(pooled_BD))
+        return unit_rows(self.image_proj(pooled_BD))
 
     def embed_text(self, pooled_MD: Tensor) -> Tensor:
         """(M, text_dim) to unit rows (M, E), in float32 or better."""
-        return _unit_rows(self.text_proj(pooled_MD))
+        return unit_rows(self.text_proj(pooled_MD))
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
@@ -159,7 +159,8 @@ def _projection(kind: Projection, in_dim: int, out_dim: int, bias: bool) -> nn.M
     return nn.Identity() if kind == "none" else _ScaledLinear(in_dim, out_dim, bias=bias)
 
 
-def _unit_rows(x_BE: Tensor) -> Tensor:
+def unit_rows(x_BE: Tensor) -> Tensor:
+    """L2-normalise along the last dimension, in float32 or better."""
     # Half precision would round the cosine at its third digit, which a scale of 100 multiplies.
     wide_BE = x_BE if x_BE.dtype == torch.float64 else x_BE.float()
     return F.normalize(wide_BE, dim=-1)

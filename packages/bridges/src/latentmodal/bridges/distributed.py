@@ -51,6 +51,48 @@ def all_gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return out
 
 
+def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum of all ranks' `x`, without gradient; `x` itself for a single process."""
+    if world_size(group) == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def fetch_rows(x: Tensor, wanted_K: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Rows of the batch that all ranks hold together, sending only those that are asked for.
+
+    With W ranks of B rows, a gather hands every rank (W - 1) * B rows of others; this hands it the
+    at most K that it wants. Gradients go back the way the rows came. The host waits once, for the
+    number of rows each rank is to send.
+
+    Args:
+        x: (B, ...), of one shape on all ranks.
+        wanted_K: int64, places in the concatenation of all ranks' rows; the same K on every rank.
+
+    Returns:
+        (K, ...).
+    """
+    if world_size(group) == 1:
+        return x.index_select(0, wanted_K)
+    wanted_WK = all_gather(wanted_K, group).view(world_size(group), -1)
+    owner_WK = wanted_WK // x.shape[0]
+    counts = (owner_WK[..., None] == torch.arange(len(owner_WK), device=x.device)).sum(dim=1)
+    counts_WW = counts.tolist()  # [r][s]: rows that rank r wants of rank s
+    me = rank(group)
+    sent = [counts_WW[reader][me] for reader in range(len(counts_WW))]
+    mine_X = (owner_WK == me).flatten()
+    outgoing = torch.nonzero_static(mine_X, size=sum(sent)).squeeze(1)
+    rows = x.index_select(0, wanted_WK.flatten().index_select(0, outgoing) - me * x.shape[0])
+    arrived: Tensor = _Exchange.apply(rows, sent, counts_WW[me], group)
+    # They come sorted by owner, in the order asked for within each.
+    order_K = torch.argsort(owner_WK[me], stable=True)
+    place_K = torch.empty_like(order_K)
+    place_K[order_K] = torch.arange(len(order_K), device=x.device)
+    return arrived.index_select(0, place_K)
+
+
 def check_equal_shapes(*tensors: Tensor, group: dist.ProcessGroup | None = None) -> None:
     """Raise on every rank unless each tensor has one shape on all of them.
 
@@ -73,6 +115,34 @@ def check_equal_shapes(*tensors: Tensor, group: dist.ProcessGroup | None = None)
             f"ranks hold batches of different shape ({listed}); give every rank as many rows, for "
             "example by dropping the last incomplete batch"
         )
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all of rows; the backward pass sends the gradients home."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        sent: list[int],
+        received: list[int],
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return _all_to_all(rows, sent, received, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _all_to_all(grad, ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def _all_to_all(
+    rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup | None
+) -> Tensor:
+    out = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(out, rows.contiguous(), received, sent, group=group)
+    return out
 
 
 class _Gather(torch.autograd.Function):

@@ -3,10 +3,12 @@
 import os
 from typing import Any, TypeVar
 
+from latentmodal.bridges.alignment import AlignmentHeadConfig
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
 from latentmodal.bridges.component import Component, ComponentConfig, load_component, make_config
 from latentmodal.bridges.contrastive import ContrastiveHeadConfig
 from latentmodal.bridges.linear import LinearProjectionConfig
+from latentmodal.bridges.qformer import QFormerConfig
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -28,11 +30,13 @@ def by_name(*configs: type[ConfigT]) -> dict[str, type[ConfigT]]:
     return table
 
 
-BRIDGES: dict[str, type[BridgeConfig]] = by_name(LinearProjectionConfig)
+BRIDGES: dict[str, type[BridgeConfig]] = by_name(LinearProjectionConfig, QFormerConfig)
 """What turns features into soft tokens."""
 
-COMPONENTS: dict[str, type[ComponentConfig]] = by_name(*BRIDGES.values(), ContrastiveHeadConfig)
-"""Everything that `load` can read: the bridges and the contrastive head."""
+COMPONENTS: dict[str, type[ComponentConfig]] = by_name(
+    *BRIDGES.values(), ContrastiveHeadConfig, AlignmentHeadConfig
+)
+"""Everything that `load` can read: the bridges, and the heads of their objectives."""
 
 
 def build_bridge(name: str, **fields: Any) -> Bridge:

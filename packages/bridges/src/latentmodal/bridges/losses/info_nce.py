@@ -1,7 +1,7 @@
 """Symmetric InfoNCE, the loss of CLIP (arXiv 2103.00020, figure 3).
 
-Shape suffixes: B local images, M local texts, W ranks, E embed dim, R rows of one direction, N all
-columns of that direction (W*M texts or W*B images).
+Shape suffixes: B local images, M local texts, W ranks, E embed dim, N all columns of one
+direction (W*M texts or W*B images).
 """
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentmodal.bridges.distributed import all_gather, gather_with_grad, rank, world_size
-from latentmodal.bridges.losses.rows import check_rows, widen
+from latentmodal.bridges.losses.rows import check_rows, shared_target_loss, widen
 
 
 def info_nce(
@@ -69,22 +69,10 @@ def info_nce(
         else:
             all_text_ids_N = all_gather(text_ids_M, group)
             all_image_ids_N = all_gather(image_ids_B, group)
-            image_loss = _shared_target_loss(
+            image_loss = shared_target_loss(
                 image_logits_BN, image_ids_B, all_text_ids_N, label_smoothing
             )
-            text_loss = _shared_target_loss(
+            text_loss = shared_target_loss(
                 text_logits_MN, text_ids_M, all_image_ids_N, label_smoothing
             )
         return (image_loss + text_loss) / 2
-
-
-def _shared_target_loss(
-    logits_RN: Tensor, row_ids_R: Tensor, column_ids_N: Tensor, label_smoothing: float
-) -> Tensor:
-    """Mean cross-entropy against targets spread evenly over the columns of equal id."""
-    positive_RN = (row_ids_R[:, None] == column_ids_N[None, :]).to(logits_RN.dtype)
-    count_R1 = positive_RN.sum(dim=1, keepdim=True)
-    target_RN = positive_RN * ((1 - label_smoothing) / count_R1.clamp(min=1))
-    if label_smoothing:
-        target_RN += count_R1.clamp(max=1) * (label_smoothing / logits_RN.shape[1])
-    return F.cross_entropy(logits_RN, target_RN)

@@ -1,10 +1,15 @@
-"""What both losses ask of their arguments.
+"""What the losses share.
 
-Shape suffixes: B local images, M local texts, E embed dim.
+Shape suffixes: B local images, M local texts, E embed dim, R rows of one direction, N all columns
+of that direction.
 """
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
+
+from latentmodal.bridges.distributed import sum_over_ranks, world_size
 
 
 def check_rows(
@@ -41,3 +46,24 @@ def check_rows(
 def widen(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def shared_target_loss(
+    logits_RN: Tensor, row_ids_R: Tensor, column_ids_N: Tensor, label_smoothing: float
+) -> Tensor:
+    """Mean cross-entropy against targets spread evenly over the columns of equal id."""
+    positive_RN = (row_ids_R[:, None] == column_ids_N[None, :]).to(logits_RN.dtype)
+    count_R1 = positive_RN.sum(dim=1, keepdim=True)
+    target_RN = positive_RN * ((1 - label_smoothing) / count_R1.clamp(min=1))
+    if label_smoothing:
+        target_RN += count_R1.clamp(max=1) * (label_smoothing / logits_RN.shape[1])
+    return F.cross_entropy(logits_RN, target_RN)
+
+
+def global_mean(total: Tensor, count: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """A local sum to what, averaged over the ranks, is the sum over the count of all ranks.
+
+    Ranks seldom hold equally many tokens; the mean of their means would weigh tokens unequally.
+    """
+    everywhere = sum_over_ranks(count.to(total.dtype), group)
+    return total * (world_size(group) / everywhere.clamp(min=1))
