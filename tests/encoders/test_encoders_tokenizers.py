@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from latentmodal.encoders import (
     Tokenizer,
+    TransformersTokenizer,
     TransformersTokenizerConfig,
     WordTokenizerConfig,
     train_word_tokenizer,
@@ -68,6 +69,39 @@ def test_rows_begin_and_end_with_special_tokens(tokenizer: Tokenizer) -> None:
         assert (row[~valid] == tokenizer.pad_id).all()
         assert valid.int().diff().le(0).all(), "padding comes last"
     assert mask.sum(dim=1).tolist()[1:] == [12, 2], "cut to the context, end-of-text kept"
+
+
+def test_decoding_gives_the_caption_back(tokenizer: Tokenizer) -> None:
+    captions = ["a red apple, left of a dog.", "two red dogs!", ""]
+    tokenizer.context_length = 40
+    if hasattr(tokenizer.tokenizer, "enable_truncation"):
+        tokenizer.tokenizer.enable_truncation(40)
+    ids = tokenizer(captions).ids_BT.tolist()
+    if isinstance(tokenizer, TransformersTokenizer):  # its pieces do not say where spaces were
+        captions = [
+            text.replace(",", " ,").replace(".", " .").replace("!", " !") for text in captions
+        ]
+    assert tokenizer.decode(ids) == captions
+
+
+def test_decoding_stops_at_the_end_and_drops_what_is_no_word(tokenizer: Tokenizer) -> None:
+    dog = tokenizer(["a dog"]).ids_BT[0].tolist()
+    words = dog[1 : dog.index(tokenizer.eot_id)]
+    rows = [
+        [*words, tokenizer.eot_id, *words],
+        [*words, tokenizer.vocab_size, tokenizer.eot_id],
+        [tokenizer.bos_id, *words],
+        [tokenizer.eot_id, *words],
+        [],
+    ]
+    assert tokenizer.decode(rows) == ["a dog", "a dog", "a dog", "", ""]
+
+
+def test_decoded_words_close_up_around_punctuation(tmp_path: Path) -> None:
+    caption = "the man's t-shirt (red): nice."
+    path = train_word_tokenizer([caption], tmp_path / "tokenizer.json")
+    tokenizer = WordTokenizerConfig(path=str(path)).build()
+    assert tokenizer.decode(tokenizer([caption]).ids_BT.tolist()) == [caption]
 
 
 def test_trimming_shortens_to_a_multiple_of_eight(tokenizer: Tokenizer) -> None:

@@ -5,7 +5,7 @@ to a configuration whose `build()` makes the component.
 """
 
 from latentmodal.encoders.activations import Activation, activation_of
-from latentmodal.encoders.encoder import ImageEncoder, TextEncoder
+from latentmodal.encoders.encoder import FeatureLayer, ImageEncoder, TextEncoder
 from latentmodal.encoders.features import Features
 from latentmodal.encoders.hf_image import HfImageConfig, HfImageEncoder
 from latentmodal.encoders.hf_text import HfTextConfig, HfTextEncoder
@@ -46,6 +46,7 @@ __all__ = [
     "TEXT_ENCODERS",
     "TOKENIZERS",
     "Activation",
+    "FeatureLayer",
     "Features",
     "HfImageConfig",
     "HfImageEncoder",

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H/W pixels, N tokens, T text length, D width.
 """
 
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.func import functional_call
 from latentmodal.encoders.activations import Activation
 from latentmodal.encoders.features import Features
 from latentmodal.encoders.preprocess import Preprocess
+
+FeatureLayer = Literal["last", "penultimate"]
 
 
 class ImageEncoder(nn.Module):
@@ -111,6 +114,13 @@ class TextEncoder(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in the backward pass instead of keeping them."""
         raise NotImplementedError
+
+
+def check_features(features: str) -> None:
+    """Raise ValueError unless `features` is a `FeatureLayer`."""
+    if features not in get_args(FeatureLayer):
+        choices = ", ".join(get_args(FeatureLayer))
+        raise ValueError(f"features={features!r} is unknown; choose from {choices}.")
 
 
 def repeated_block_types(model: nn.Module) -> tuple[type[nn.Module], ...]:

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers import CLIPVisionConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
 from latentmodal.encoders.activations import activation_of
-from latentmodal.encoders.encoder import ImageEncoder, repeated_block_types
+from latentmodal.encoders.encoder import (
+    FeatureLayer,
+    ImageEncoder,
+    check_features,
+    repeated_block_types,
+)
 from latentmodal.encoders.features import Features
 from latentmodal.encoders.hf_source import (
     build_model,
@@ -36,6 +42,8 @@ class HfImageConfig:
         random_init: keep the named model's architecture, but start from random weights.
         mean, std: for pixels in [0, 1]. None takes them from the model's
             preprocessor_config.json, or CLIP's where there is none.
+        features: "last", or "penultimate" for CLIP's tower without its last block and final norm,
+            as BLIP-2 and LLaVA read it.
     """
 
     model: str | None = None
@@ -43,9 +51,11 @@ class HfImageConfig:
     random_init: bool = False
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    features: FeatureLayer = "last"
 
     def __post_init__(self) -> None:
         check_source(self.model, self.config)
+        check_features(self.features)
 
     def build(self) -> "HfImageEncoder":
         return HfImageEncoder(self)
@@ -56,6 +66,7 @@ class HfImageEncoder(ImageEncoder):
 
     Tokens are its `last_hidden_state` (CLIP's come before the final LayerNorm, as BLIP-2 and LLaVA
     read them); the pooled feature is its `pooler_output`, or the first token where it has none.
+    With features="penultimate" it is CLIP's class token, without a norm.
     """
 
     def __init__(self, config: HfImageConfig) -> None:
@@ -64,7 +75,13 @@ class HfImageEncoder(ImageEncoder):
         self.config = config
         if getattr(hf_config, "use_mask_token", False):
             hf_config.use_mask_token = False  # DINOv2's, for masked pretraining: nothing reads it
-        self.model = build_model(config.model, hf_config, random_init=config.random_init)
+        bypass: tuple[str, ...] = ()
+        if config.features == "penultimate":
+            _leave_out_last_block(hf_config)
+            bypass = ("post_layernorm",)
+        self.model = build_model(
+            config.model, hf_config, random_init=config.random_init, bypass=bypass
+        )
         self.activation = activation_of(self.model)
         self.fsdp_units = repeated_block_types(self.model)
         self._measure()
@@ -78,6 +95,18 @@ class HfImageEncoder(ImageEncoder):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         set_grad_checkpointing(self.model, enable)
+
+
+def _leave_out_last_block(hf_config: Any) -> None:
+    """Neither built nor loaded then; the rest of the model cannot tell."""
+    if not isinstance(hf_config, CLIPVisionConfig):
+        raise ValueError(
+            f"features='penultimate' needs a CLIP vision model; this one is configured by "
+            f"{type(hf_config).__name__}: use features='last'."
+        )
+    if hf_config.num_hidden_layers < 2:
+        raise ValueError("features='penultimate' needs two blocks or more; the model has one.")
+    hf_config.num_hidden_layers -= 1
 
 
 def _preprocess(config: HfImageConfig, hf_config: Any) -> Preprocess:

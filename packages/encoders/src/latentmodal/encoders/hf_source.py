@@ -38,13 +38,19 @@ def resolve_config(model: str | None, config: dict[str, Any] | None, part: str) 
 
 
 def build_model(
-    model: str | None, config: Any, *, random_init: bool, without: tuple[str, ...] = ()
+    model: str | None,
+    config: Any,
+    *,
+    random_init: bool,
+    without: tuple[str, ...] = (),
+    bypass: tuple[str, ...] = (),
 ) -> Any:
     """The model, in float32: pretrained weights if `model` is named and `random_init` is off.
 
     Args:
         without: children to remove, such as a pooler nothing reads (DDP waits for the gradients of
             parameters that never get one).
+        bypass: children that pass their input on instead, such as a final norm.
     """
     missing: list[str] = []
     if model is None or random_init:
@@ -58,6 +64,8 @@ def build_model(
     for child in without:
         if getattr(built, child, None) is not None:
             setattr(built, child, None)
+    for child in bypass:
+        built.set_submodule(child, nn.Identity(), strict=True)
     kept = {name for name, _ in built.named_parameters()}
     if absent := [name for name in missing if name in kept]:
         logger.warning("%s has no weights for %s: they start random", model, ", ".join(absent))

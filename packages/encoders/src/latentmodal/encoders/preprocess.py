@@ -58,11 +58,16 @@ class Preprocess:
         if self.resize not in ("crop", "squash"):
             raise ValueError(f"resize={self.resize!r} is unknown; choose crop or squash.")
 
-    def train(self, scale: tuple[float, float] = (0.9, 1.0)) -> Callable[[Image.Image], Tensor]:
-        """A random crop of `scale` of the area, aspect ratio 3/4 to 4/3, resized to the square."""
+    def train(
+        self, scale: tuple[float, float] = (0.9, 1.0), *, flip: bool = False
+    ) -> Callable[[Image.Image], Tensor]:
+        """A random crop of `scale` of the area, aspect ratio 3/4 to 4/3, resized to the square.
+
+        With `flip`, mirrored half of the time: not for captions that know left from right.
+        """
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale={scale} must be two fractions of the area, low then high.")
-        return TrainTransform(self, (scale[0], scale[1]))
+        return TrainTransform(self, (scale[0], scale[1]), flip)
 
     def eval(self) -> Callable[[Image.Image], Tensor]:
         """The deterministic transform described under `resize`."""
@@ -71,16 +76,19 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """PIL image -> random resized crop, uint8 (3, size, size)."""
+    """PIL image -> random resized crop, mirrored or not, uint8 (3, size, size)."""
 
     preprocess: Preprocess
     scale: tuple[float, float]
+    flip: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
         top, left, height, width = RandomResizedCrop.get_params(
             image, list(self.scale), _ASPECT_RATIOS
         )
-        return _resize(image, (left, top, left + width, top + height), self.preprocess)
+        pixels_CHW = _resize(image, (left, top, left + width, top + height), self.preprocess)
+        # No draw without flips: pictures of runs made before there were any stay the same.
+        return pixels_CHW.flip(-1) if self.flip and torch.rand(()) < 0.5 else pixels_CHW
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,19 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from torch import Tensor
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from latentmodal.encoders.activations import activation_class, activation_of
+from latentmodal.encoders.convert.eva import resize_positions
 from latentmodal.encoders.convert.files import read_state_dict
-from latentmodal.encoders.encoder import ImageEncoder, repeated_block_types
+from latentmodal.encoders.encoder import (
+    FeatureLayer,
+    ImageEncoder,
+    check_features,
+    repeated_block_types,
+)
 from latentmodal.encoders.features import Features
 from latentmodal.encoders.preprocess import Interpolation, Preprocess, Resize
 
@@ -36,6 +44,10 @@ class TimmImageConfig:
             squashes, though timm's configuration says crop.
         drop_path: stochastic depth rate, growing linearly to this value at the last block.
         patch_drop_rate: share of patches left out in training (FLIP).
+        features: "last", or "penultimate" for a ViT or EVA without its last block and final norm,
+            as BLIP-2 and LLaVA read them. `weights` may still hold those parts, or lack them as
+            LAVIS' eva_vit_g.pth does; EVA's position grid is resized as LAVIS does, not timm.
+            Pooling "map", which has weights of its own, gives way to the mean.
         model_kwargs: anything else timm's constructor takes: embed_dim, depth, patch_size ...
     """
 
@@ -48,6 +60,7 @@ class TimmImageConfig:
     resize: Resize | None = None
     drop_path: float = 0.0
     patch_drop_rate: float = 0.0
+    features: FeatureLayer = "last"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,6 +68,11 @@ class TimmImageConfig:
             raise ValueError(f"pool={self.pool!r} is unknown; choose from {', '.join(_POOLS)}.")
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained=true and weights are two sources; set only one of them.")
+        check_features(self.features)
+        if self.features == "penultimate" and self.pool == "map":
+            raise ValueError(
+                "pool='map' reads the final norm; with features='penultimate' use avg."
+            )
 
     def build(self) -> "TimmImageEncoder":
         return TimmImageEncoder(self)
@@ -69,6 +87,8 @@ class TimmImageEncoder(ImageEncoder):
 
     def __init__(self, config: TimmImageConfig) -> None:
         trunk = _create(config)
+        if config.features == "penultimate":
+            _drop_last_block(trunk, config.model)
         super().__init__(_preprocess(trunk, config))
         self.config = config
         self.trunk = trunk
@@ -115,34 +135,67 @@ def _create(config: TimmImageConfig) -> Any:
         options["drop_path_rate"] = config.drop_path
     if config.patch_drop_rate:
         options["patch_drop_rate"] = config.patch_drop_rate
-    if config.weights is not None:
-        options["pretrained_cfg_overlay"] = _weights_overlay(config.model, config.weights)
-    pretrained = config.pretrained or config.weights is not None
+    if config.weights is None:
+        return _create_trunk(config.model, pretrained=config.pretrained, **options)
+    overlay = {"state_dict": _read_weights(config, options), "num_classes": 0}
+    return _create_trunk(config.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+
+
+def _create_trunk(model: str, **options: Any) -> Any:
     try:
-        return timm.create_model(config.model, pretrained=pretrained, num_classes=0, **options)
+        return timm.create_model(model, num_classes=0, **options)
     except OSError as error:
         raise ValueError(
-            f"model={config.model!r}: its pretrained weights could not be fetched "
+            f"model={model!r}: its pretrained weights could not be fetched "
             f"({str(error).splitlines()[0]}); set weights to a local file, or go online once."
         ) from error
     except (TypeError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"timm could not build model={config.model!r}: {error}") from error
+        raise ValueError(f"timm could not build model={model!r}: {error}") from error
 
 
-def _weights_overlay(model: str, weights: str) -> dict[str, Any]:
-    """Hand local weights to timm, which resizes position grids and loads them strictly.
+def _read_weights(config: TimmImageConfig, options: dict[str, Any]) -> dict[str, Tensor]:
+    """Local weights for timm, which resizes position grids and loads them strictly.
 
     Strictly only when the classifier is already gone and no classes are announced: otherwise timm
-    drops it itself and from then on overlooks missing keys.
+    drops it itself and from then on overlooks missing keys. Parts that are dropped after loading
+    need not be in the file; zeros stand in for them, so that all other keys stay accounted for.
     """
-    classifiers = timm.get_pretrained_cfg(model).classifier or ()
+    assert config.weights is not None
+    classifiers = timm.get_pretrained_cfg(config.model).classifier or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
     classifier_keys = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
-    state = read_state_dict(weights)
-    return {
-        "state_dict": {k: v for k, v in state.items() if k not in classifier_keys},
-        "num_classes": 0,
-    }
+    state = read_state_dict(config.weights)
+    state = {name: tensor for name, tensor in state.items() if name not in classifier_keys}
+    if config.features == "last":
+        return state
+    with torch.device("meta"):
+        trunk = _create_trunk(config.model, **options)
+    if isinstance(trunk, Eva) and trunk.pos_embed is not None and "pos_embed" in state:
+        prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+        grid = trunk.patch_embed.grid_size
+        state["pos_embed"] = resize_positions(state["pos_embed"], grid, num_prefix_tokens=prefix)
+    whole = trunk.state_dict()
+    _drop_last_block(trunk, config.model)
+    dropped = {name: whole[name].shape for name in whole.keys() - trunk.state_dict().keys()}
+    # timm gives the final norm one of two names, by the pooling; the file may use the other.
+    spare = {f"{norm}.{kind}" for norm in ("norm", "fc_norm") for kind in ("weight", "bias")}
+    kept = {name: tensor for name, tensor in state.items() if name in whole or name not in spare}
+    return {name: torch.zeros(()).expand(shape) for name, shape in dropped.items()} | kept
+
+
+def _drop_last_block(trunk: Any, model: str) -> None:
+    """Remove the last block, the final norm, and attention pooling, which reads that norm."""
+    if not isinstance(trunk, VisionTransformer | Eva):
+        raise ValueError(
+            f"features='penultimate' needs a ViT or EVA of timm; {model!r} is a "
+            f"{type(trunk).__name__}: use features='last'."
+        )
+    if len(trunk.blocks) < 2:
+        raise ValueError(f"features='penultimate' needs two blocks or more; {model!r} has one.")
+    trunk.blocks = trunk.blocks[:-1]
+    trunk.norm, trunk.fc_norm = nn.Identity(), nn.Identity()
+    if trunk.attn_pool is not None:
+        trunk.attn_pool, trunk.global_pool = None, "avg"
 
 
 def _preprocess(trunk: Any, config: TimmImageConfig) -> Preprocess:

@@ -6,6 +6,7 @@ data set. Both run on the CPU, in the loader's workers, and decide there how lon
 Shapes: B batch, T text length.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,25 @@ class Tokenizer:
             mask_BT[b, : len(row)] = True
         return TextBatch(ids_BT, mask_BT)
 
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Texts of ids, as a model generates them.
+
+        Each row is cut at its end-of-text token; special tokens, and ids beyond the vocabulary
+        (which a model may have added for itself), are left out.
+        """
+        return self._decode([self._words(row) for row in ids])
+
+    def _words(self, row: list[int]) -> list[int]:
+        start = 1 if row and row[0] == self.bos_id else 0  # it may be the end-of-text id as well
+        end = row.index(self.eot_id, start) if self.eot_id in row[start:] else len(row)
+        return [index for index in row[start:end] if 0 <= index < self.vocab_size]
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """One list of ids per text, with special tokens, of at most `context_length` ids."""
+        raise NotImplementedError
+
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        """The text of each row, without its special tokens."""
         raise NotImplementedError
 
     def _clean(self, text: str) -> str:
@@ -123,6 +141,10 @@ class TransformersTokenizer(Tokenizer):
         encoded = self.tokenizer(texts, truncation=True, max_length=self.context_length)
         rows: list[list[int]] = encoded["input_ids"]
         return rows
+
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return [text.strip() for text in texts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +198,9 @@ class WordTokenizer(Tokenizer):
         # One by one: encode_batch starts threads, which a forked loader worker must not inherit.
         return [self.tokenizer.encode(text).ids for text in texts]
 
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        return [_close_up(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+
 
 def train_word_tokenizer(
     captions: Iterable[str], path: str | Path, max_vocab: int = 10_000
@@ -207,6 +232,13 @@ def train_word_tokenizer(
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     return path
+
+
+def _close_up(text: str) -> str:
+    """Take back the spaces that splitting at punctuation leaves: "a man ' s t - shirt ." """
+    text = re.sub(r" ?(['’-]) ?", r"\1", text)
+    text = re.sub(r" ([.,:;!?)])", r"\1", text)
+    return text.replace("( ", "(")
 
 
 def _replace_lone_surrogates(text: str) -> str:
