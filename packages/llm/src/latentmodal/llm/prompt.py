@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from latentmodal.llm.answers import IGNORE_INDEX, answer_labels
+from latentmodal.llm.batch import PromptBatch, Side
 
 IMAGE_SLOT: Final = -200
 """Stands for one whole picture in a list of ids; no vocabulary has it."""
@@ -56,19 +56,6 @@ class PromptIds:
     slot_mask: list[bool]
     labels: list[int]
     num_images: int
-
-
-@dataclass(frozen=True)
-class PromptBatch:
-    """A padded batch, and the counts that spare the model every look at its masks."""
-
-    ids_BT: Tensor
-    mask_BT: Tensor
-    slot_mask_BT: Tensor
-    labels_BT: Tensor
-    slot_counts: list[int]
-    image_counts: list[int]
-    num_targets: int
 
 
 @dataclass(frozen=True)
@@ -161,7 +148,7 @@ def expand_slots(
 
 
 def collate_prompts(
-    samples: Sequence[PromptIds], pad_id: int, *, side: Literal["left", "right"] = "right"
+    samples: Sequence[PromptIds], pad_id: int, *, side: Side = "right", end: str | None = None
 ) -> PromptBatch:
     """Pad samples to the longest of them.
 
@@ -169,6 +156,7 @@ def collate_prompts(
         samples: laid-out prompts.
         pad_id: the id at padded positions, which ``mask_BT`` marks false.
         side: where padding goes; "left" for generating, so that all prompts end together.
+        end: see `PromptBatch`.
     """
     length = max(len(sample.ids) for sample in samples)
 
@@ -185,4 +173,6 @@ def collate_prompts(
         slot_counts=[sum(s.slot_mask) for s in samples],
         image_counts=[s.num_images for s in samples],
         num_targets=int((labels_BT[:, 1:] != IGNORE_INDEX).sum()),
+        side=side,
+        end=end,
     )
