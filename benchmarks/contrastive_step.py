@@ -17,34 +17,22 @@ torch.compile of both; `--chunk` a gradient-cache step on four batches against t
 them.
 
 "speed" is the median of (open_clip's seconds / ours) over rounds, above 1 where ours is faster,
-with its interquartile range; "memory" what training adds to the loaded model's resident memory on
-the CPU (gradients, AdamW's moments, activations), and the peak of allocated memory on CUDA.
+with its interquartile range; "peak" what training adds to the loaded model's resident memory on
+the CPU (gradients, AdamW's moments, activations), and the peak of allocated memory on CUDA; "kept"
+what a forward keeps for the backward.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import parity
-from rich.console import Console
-from rich.table import Table
-from step_sides import (
-    Model,
-    Setup,
-    Side,
-    TrainingStep,
-    our_config,
-    write_weights,
-)
-from turns import Step, Summary, print_json, remotes, take_turns
+from comparison import add_arguments, check_arguments, compare, print_table
+from step_sides import ContrastiveStep, Model, Setup, Side, our_config, write_weights
+from turns import print_json
 
-GIB = 2**30
 MODELS: list[Model] = ["clip", "siglip"]
 
 
@@ -52,21 +40,12 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=10, help="quiet rounds, at least 2")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    add_arguments(parser, batch=8)
     parser.add_argument("--gelu", action="store_true", help="GELU in both CLIPs, not QuickGELU")
     parser.add_argument("--compile", action="store_true", help="torch.compile both sides as well")
     parser.add_argument("--chunk", action="store_true", help="the gradient cache as well")
-    parser.add_argument("--tiny", action="store_true", help="minute towers: a test of the script")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="relative, of gradients")
-    parser.add_argument(
-        "--others", type=float, default=0.05, help="share of the CPUs others may use in a round"
-    )
     args = parser.parse_args()
-    if args.pairs < 2 or args.batch < 2:
-        parser.error("--pairs and --batch must be at least 2")
+    check_arguments(parser, args)
     return args
 
 
@@ -93,73 +72,6 @@ def _compiled(side: Side) -> Side:
     return Side(**{**vars(side), "name": f"{side.name}, compiled", "compile": True})
 
 
-def compare(setup: Setup, sides: Sequence[Side], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Check that the sides agree, let them take turns, and sum up: one row per side."""
-    folder = Path(setup.weights).parent
-    with remotes([(TrainingStep, setup, side) for side in sides]) as workers:
-        computed = [
-            worker.call("parity", str(folder / f"{i}.safetensors"))
-            for i, worker in enumerate(workers)
-        ]
-        errors = [parity.compare(result, computed[0]) for result in computed]
-        for side, error in zip(sides, errors, strict=True):
-            print(
-                f"{side.name}: loss off by {error.loss:.1e}, gradients by {error.gradient:.1e}",
-                flush=True,
-            )
-            parity.require(side.name, error, args.tolerance)
-        for worker in workers:
-            worker.call("begin")
-        steps = take_turns(workers, args.pairs, args.others)
-        memory = [worker.call("memory") for worker in workers]
-    rows = []
-    for i, side in enumerate(sides):
-        speed = Summary.of(
-            [_seconds(a) / _seconds(b) for a, b in zip(steps[0], steps[i], strict=True)]
-        )
-        phases = {phase: statistics.median(s[phase] for s in steps[i]) for phase in steps[i][0]}
-        rows.append(
-            {
-                "side": side.name,
-                "against": sides[0].name,
-                "batch": side.batch,
-                "seconds": statistics.median(map(_seconds, steps[i])),
-                **phases,
-                "speed": speed.median,
-                "iqr": [speed.low, speed.high],
-                "rounds": len(steps[i]),
-                "memory": memory[i],
-                "loss_error": errors[i].loss,
-                "grad_error": errors[i].gradient,
-            }
-        )
-    return rows
-
-
-def _seconds(step: Step) -> float:
-    return sum(step.values())
-
-
-def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """For people."""
-    table = Table(title=title)
-    for column in ("side", "ms/step", "forward", "backward", "optimiser", "speed", "IQR", "GiB"):
-        table.add_column(column, justify="left" if column == "side" else "right")
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        first = row["side"] == row["against"]
-        last = following is not None and following["side"] == following["against"]
-        phases = ("seconds", "forward", "backward", "optimiser")
-        table.add_row(
-            row["side"],
-            *(f"{1000 * row[phase]:.1f}" for phase in phases),
-            "1" if first else f"{row['speed']:.3f}",
-            "" if first else "{:.3f} to {:.3f}".format(*row["iqr"]),
-            "" if row["memory"] is None else f"{row['memory'] / GIB:.2f}",
-            end_section=last,
-        )
-    Console(width=110).print(table)
-
-
 def measure(model: Model, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All comparisons of one model."""
     setup = Setup(
@@ -172,7 +84,11 @@ def measure(model: Model, args: argparse.Namespace, folder: Path) -> list[dict[s
     )
     write_weights(setup)
     trims = our_config(setup).tokenizer.trim
-    rows = [row for sides in comparisons(args, trims) for row in compare(setup, sides, args)]
+    rows = [
+        row
+        for sides in comparisons(args, trims)
+        for row in compare(ContrastiveStep, setup, sides, args)
+    ]
     return [{"model": model, **row} for row in rows]
 
 

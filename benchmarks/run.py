@@ -24,17 +24,27 @@ FULL: dict[str, list[str]] = {
     "contrastive_step": ["--chunk"],
     "sigmoid_memory": [],
     "loader": [],
+    "qformer_step": [],
+    "generation_step": [],
+    "itm_traffic": [],
 }
 QUICK: dict[str, list[str]] = {
     "contrastive_step": ["--pairs", "3"],
     "sigmoid_memory": ["--pairs", "9"],
     "loader": ["--images", "256", "--repeats", "3"],
+    "qformer_step": ["--pairs", "3"],
+    "generation_step": ["--pairs", "3", "--llm", "opt"],
+    "itm_traffic": ["--batch", "8"],
 }
-# A GPU is busy only with a batch of some size. The loader runs on the CPU wherever it feeds.
+# A GPU is busy only with a batch of some size. The loader runs on the CPU wherever it feeds, and
+# the traffic is counted where there may be no second GPU.
 ON_CUDA: dict[str, list[str]] = {
     "contrastive_step": ["--device", "cuda", "--batch", "256", "--compile"],
     "sigmoid_memory": ["--device", "cuda", "--batch", "8192"],
     "loader": [],
+    "qformer_step": ["--device", "cuda", "--full", "--batch", "64"],
+    "generation_step": ["--device", "cuda", "--full", "--batch", "32", "--llm", "opt"],
+    "itm_traffic": [],
 }
 
 

@@ -13,9 +13,11 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from memory import kept_bytes
 from open_clip.loss import SigLipLoss
 from torch import Tensor
 from turns import Summary, print_json
@@ -32,22 +34,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return parser.parse_args()
-
-
-def kept_bytes(loss: Callable[..., Tensor], inputs: list[Tensor]) -> int:
-    """Bytes of the distinct tensors autograd saves, leaving out the inputs themselves."""
-    storages: dict[int, int] = {}
-
-    def keep(saved: Tensor) -> Tensor:
-        storages[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        value = loss(*inputs)  # alive until counted, so that no address is used twice
-    for x in inputs:
-        storages.pop(x.untyped_storage().data_ptr(), None)
-    del value
-    return sum(storages.values())
 
 
 def seconds(loss: Callable[..., Tensor], inputs: list[Tensor]) -> float:
@@ -75,7 +61,7 @@ def main() -> None:
     grads = {name: torch.autograd.grad(loss(*inputs).sum(), inputs) for name, loss in sides.items()}
     for ours, theirs in zip(grads["ours"], grads["open_clip"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * theirs.abs().max().item())
-    kept = {name: kept_bytes(loss, inputs) for name, loss in sides.items()}
+    kept = {name: kept_bytes(partial(loss, *inputs), inputs) for name, loss in sides.items()}
     ratios = []
     for turn in range(args.pairs + 2):
         order = list(sides) if turn % 2 == 0 else list(sides)[::-1]

@@ -7,31 +7,24 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
 import timm
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
-from parity import Result
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from turns import Step, Turn, peak_bytes, reset_peak, resident_bytes, timed
+from training_step import TrainingStep, Work
 
 from latentmodal.bridges.losses import info_nce, sigmoid_loss
 from latentmodal.encoders.convert import from_open_clip, to_open_clip
 from latentmodal.experiments.recipe import load_recipe
 from latentmodal.experiments.systems.contrastive import ContrastiveConfig
-from latentmodal.experiments.training.config import OptimConfig
-from latentmodal.experiments.training.freeze import FreezePlan
-from latentmodal.experiments.training.optim import build_adamw, parameter_groups
 
 Model = Literal["clip", "siglip"]
-WARM_UP = 2  # AdamW makes its moments in the first step
 TINY_TRUNK = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 TINY_TEXT = {"vocab_size": 64, "context_length": 16, "depth": 2, "heads": 2}
 TINY_WIDTH = {"clip": 32, "siglip": 64}  # SigLIP's image tower has no projection
@@ -192,113 +185,66 @@ def make_inputs(setup: Setup, batch: int) -> Inputs:
     )
 
 
-class TrainingStep:
-    """Forward, loss, backward, AdamW and the clamp of the temperature, of one side.
-
-    Both sides get AdamW from the same function, fused, with the same parameters decayed.
-    """
+class ContrastiveStep(TrainingStep):
+    """Also clamps the temperature."""
 
     def __init__(self, setup: Setup, side: Side) -> None:
         torch.set_num_threads(setup.threads)
         self.setup, self.side = setup, side
-        self.device = torch.device(setup.device)
-        self.model, self.loss = self._theirs() if side.library == "open_clip" else self._ours()
-        self.model.train()
-        config = OptimConfig()
-        self.optimizer = build_adamw(parameter_groups(self.model, FreezePlan({}), config), config)
-        self.fast = False
-        self.at_rest = resident_bytes()
+        work = their_work(setup, side) if side.library == "open_clip" else our_work(setup, side)
+        super().__init__(work, setup.device)
 
-    def _theirs(self) -> tuple[nn.Module, Callable[[], Tensor]]:
-        model = their_model(self.setup)
-        model.load_state_dict(load_file(self.setup.weights))
-        model.to(self.device)
-        criterion = ClipLoss() if self.setup.model == "clip" else SigLipLoss()
-        inputs = make_inputs(self.setup, self.side.batch)
-        pixels, ids = inputs.normalised_BCHW.to(self.device), inputs.ids_BT.to(self.device)
-        return model, lambda: criterion(**model(pixels, ids))
+    def named_gradients(self, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Under open_clip's names."""
+        if self.side.library == "open_clip":
+            return own
+        siglip = self.setup.model == "siglip"
+        return to_open_clip(own, timm_visual=siglip, custom_text=siglip).state
 
-    def _ours(self) -> tuple[nn.Module, Callable[[], Tensor]]:
-        config = our_config(self.setup)
-        model = config.build_model()
-        model.chunk_size = self.side.chunk
-        state, unmatched = from_open_clip(load_file(self.setup.weights))
-        assert not unmatched, unmatched
-        model.load_state_dict(state)
-        model.to(self.device)
-        inputs = make_inputs(self.setup, self.side.batch)
-        length = inputs.ids_BT.shape[1]
-        if self.side.tokens == "trimmed":  # what `Tokenizer` ships: rounded up to a multiple of 8
-            length = min(length, -(-int(inputs.lengths_B.max()) // 8) * 8)
-        pixels, ids, mask = (
-            x.to(self.device)
-            for x in (inputs.pixels_BCHW, inputs.ids_BT[:, :length], inputs.mask_BT[:, :length])
-        )
-
-        def loss() -> Tensor:
-            out = model(pixels, ids, mask)
-            if config.loss == "info_nce":
-                return info_nce(out.image_BE, out.text_BE, out.logit_scale)
-            return sigmoid_loss(out.image_BE, out.text_BE, out.logit_scale, out.logit_bias)
-
-        return model, loss
-
-    def parity(self, path: str) -> Result:
-        """The loss in fp32; gradients, under open_clip's names, are written to `path`."""
-        loss = self.loss()
-        loss.backward()
-        grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        if self.side.library == "ours":
-            siglip = self.setup.model == "siglip"
-            grads = to_open_clip(grads, timm_visual=siglip, custom_text=siglip).state
-        save_file({name: grad.cpu().contiguous() for name, grad in grads.items()}, path)
-        self.optimizer.zero_grad()
-        return Result(loss.item(), Path(path))
-
-    def begin(self) -> None:
-        """Compile if asked, and warm up, in the precision that is timed."""
-        self.fast = self.device.type == "cuda"
+    def prepare(self) -> None:
         if self.side.compile:
             self.model.compile()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        reset_peak()
-        for _ in range(WARM_UP):
-            self.step()
 
-    def turn(self) -> Turn:
-        return timed(self.step)
-
-    def step(self) -> Step:
-        """One training step; seconds of its three phases."""
-        start = self._now()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
-            loss = self.loss()
-        forward = self._now()
-        loss.backward()
-        backward = self._now()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def after_step(self) -> None:
+        ours = self.side.library == "ours"
         with torch.no_grad():
-            scale = self.model.get_parameter(
-                "logit_scale" if self.side.library == "open_clip" else "head.logit_scale"
-            )
+            scale = self.model.get_parameter("head.logit_scale" if ours else "logit_scale")
             scale.clamp_(0, math.log(100))
-        end = self._now()
-        return {
-            "forward": forward - start,
-            "backward": backward - forward,
-            "optimiser": end - backward,
-        }
 
-    def memory(self) -> int | None:
-        """Peak bytes: all of the device's, or on the CPU what training added to the model."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        peak = peak_bytes()
-        return None if peak is None or self.at_rest is None else peak - self.at_rest
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+def their_work(setup: Setup, side: Side) -> Work:
+    """open_clip's model and loss."""
+    model = their_model(setup)
+    model.load_state_dict(load_file(setup.weights))
+    model.to(setup.device)
+    criterion = ClipLoss() if setup.model == "clip" else SigLipLoss()
+    inputs = make_inputs(setup, side.batch)
+    pixels, ids = inputs.normalised_BCHW.to(setup.device), inputs.ids_BT.to(setup.device)
+    return Work(model, lambda: criterion(**model(pixels, ids)), (pixels, ids))
+
+
+def our_work(setup: Setup, side: Side) -> Work:
+    """Our model and loss."""
+    config = our_config(setup)
+    model = config.build_model()
+    model.chunk_size = side.chunk
+    state, unmatched = from_open_clip(load_file(setup.weights))
+    assert not unmatched, unmatched
+    model.load_state_dict(state)
+    model.to(setup.device)
+    inputs = make_inputs(setup, side.batch)
+    length = inputs.ids_BT.shape[1]
+    if side.tokens == "trimmed":  # what `Tokenizer` ships: rounded up to a multiple of 8
+        length = min(length, -(-int(inputs.lengths_B.max()) // 8) * 8)
+    pixels, ids, mask = (
+        x.to(setup.device)
+        for x in (inputs.pixels_BCHW, inputs.ids_BT[:, :length], inputs.mask_BT[:, :length])
+    )
+
+    def loss() -> Tensor:
+        out = model(pixels, ids, mask)
+        if config.loss == "info_nce":
+            return info_nce(out.image_BE, out.text_BE, out.logit_scale)
+        return sigmoid_loss(out.image_BE, out.text_BE, out.logit_scale, out.logit_bias)
+
+    return Work(model, loss, (pixels, ids, mask))

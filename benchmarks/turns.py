@@ -7,6 +7,8 @@ and backwards by turns. A round during which other programs used the CPUs is thr
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import math
 import multiprocessing
@@ -144,6 +146,7 @@ def take_turns(sides: Sequence[Remote], rounds: int, most_others: float) -> list
 
 def resident_bytes() -> int | None:
     """Memory of this process, from Linux; None elsewhere."""
+    _give_back_freed()
     return _status("VmRSS")
 
 
@@ -154,9 +157,18 @@ def peak_bytes() -> int | None:
 
 def reset_peak() -> None:
     """Forget the peak so far."""
+    _give_back_freed()
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
+
+
+def _give_back_freed() -> None:
+    """Make glibc let go of what it holds in reserve, which would count as resident."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _status(field: str) -> int | None:
