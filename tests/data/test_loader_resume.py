@@ -44,7 +44,7 @@ def _loader(sources, workers=0, **options) -> TrainLoader:
 
 
 def _contents(batch) -> tuple:
-    return batch.captions, batch.pixels_BCHW.tolist(), batch.faults
+    return batch.captions, batch.pixels_BCHW.tolist(), batch.draws, batch.faults
 
 
 def _endless(loader: TrainLoader):
@@ -81,6 +81,17 @@ def test_resume_is_exact(make_shards, workers, stops):
         again = [_contents(batch) for batch in islice(_endless(resumed), 16 - stop)]
         assert again == batches[stop:], f"resumed after batch {stop}"
         assert resumed.bad_samples.state_dict() == final
+
+
+def test_draws_name_the_visit(make_shards):
+    sources = _sources(make_shards)
+    batches = list(islice(_endless(_loader(sources)), 16))
+    draws = [draw for batch in batches for draw in batch.draws]
+    assert len(set(draws)) == len(draws) == 64  # each sample was met about three times
+    assert all(0 <= draw < 2**63 for draw in draws) and max(draws) > 2**60
+    other = [d for batch in islice(_endless(_loader(sources, seed=1)), 16) for d in batch.draws]
+    assert not set(draws) & set(other)
+    assert all(0.2 < sum(d >> bit & 1 for d in draws) / 64 < 0.8 for bit in (0, 31, 62))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

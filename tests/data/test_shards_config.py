@@ -22,7 +22,7 @@ from latentmodal.experiments.data.config import LoaderConfig, ShardSourceConfig
         (lambda: LoaderConfig(shuffle_window=0), "shuffle_window=0"),
         (lambda: LoaderConfig(max_bad_fraction=5), "max_bad_fraction=5"),
         (lambda: LoaderConfig(draft_side=0), "draft_side=0"),
-        (lambda: LoaderConfig(match="image"), "match='image'"),
+        (lambda: LoaderConfig(match="picture"), "match='picture'"),
     ],
 )
 def test_bad_values_are_named(build, field):

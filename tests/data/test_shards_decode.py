@@ -189,6 +189,20 @@ def test_captions_come_from_json_list_then_txt_then_json_caption():
     assert _decode({"png": PNG, "json": b'{"caption": "z"}'}).captions == ["z"]
 
 
+def test_questions_make_up_for_missing_captions():
+    meta = b'{"captions": [], "questions": [{"question": "q", "answer": "a"}]}'
+    sample = _decode({"png": PNG, "json": meta}, caption="random", seed=3)
+    assert sample.captions == [] and sample.caption == ""
+    assert sample.meta["questions"][0]["answer"] == "a"
+    assert _decode({"png": PNG, "txt": b"t", "json": meta}).captions == ["t"]
+
+
+@pytest.mark.parametrize("questions", [b"[]", b"null", b"3", b'{"question": "q"}'])
+def test_no_questions_do_not(questions):
+    with pytest.raises(BadSampleError, match="no caption"):
+        _decode({"png": PNG, "json": b'{"captions": [], "questions": ' + questions + b"}"})
+
+
 def test_random_caption_depends_on_the_visit_only_and_reaches_all():
     members = {"png": PNG, "json": b'{"captions": ["a", "b", "c"]}'}
     chosen = [_decode(members, caption="random", seed=s).caption for s in range(40)]

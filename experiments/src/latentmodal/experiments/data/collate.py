@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H/W pixels, T text length, M texts (B x captions pe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,6 +24,14 @@ class TextTensors(NamedTuple):
     mask_BT: Tensor
 
 
+class Movable(Protocol):
+    """Tensors that travel together, such as the prompts of a language model."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Any: ...
+
+    def pin_memory(self) -> Any: ...
+
+
 class HasTokens(Protocol):
     """What a tokenizer returns."""
 
@@ -35,6 +43,7 @@ class HasTokens(Protocol):
 
 
 TextTransform = Callable[[list[str]], HasTokens]
+PromptTransform = Callable[[Sequence[Sample]], Movable]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,9 @@ class Batch:
     Attributes:
         pixels_BCHW: uint8.
         text: tokens of ``captions``; T is 0 without a tokenizer.
+        num_text_tokens: how many of them are not padding, counted here so that no accelerator
+            has to be asked.
+        prompts: what a language model reads, where the system has one.
         keys: labels of the samples, for messages.
         captions: the caption chosen for each image.
         all_captions: every caption of each image.
@@ -52,6 +64,7 @@ class Batch:
             in training.
         image_ids_B, text_ids_M: int64; text j is a positive of image i where they are equal. None:
             each row with its own.
+        draws: the random number of each visit (`Sample.draw`), below 2**63; zeros in evaluation.
         faults: what was skipped or mended on the way to this batch.
     """
 
@@ -64,6 +77,9 @@ class Batch:
     index_B: Tensor
     image_ids_B: Tensor | None = None
     text_ids_M: Tensor | None = None
+    num_text_tokens: int = 0
+    prompts: Any = None
+    draws: list[int] = field(default_factory=list)
     faults: tuple[Fault, ...] = ()
 
     def __len__(self) -> int:
@@ -71,13 +87,13 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map(lambda tensors: tensors.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch with every tensor in page-locked memory; torch's loader calls this."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self._map(lambda tensors: tensors.pin_memory())
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _map(self, change: Callable[[Any], Any]) -> Batch:
         return replace(
             self,
             pixels_BCHW=change(self.pixels_BCHW),
@@ -85,14 +101,16 @@ class Batch:
             index_B=change(self.index_B),
             image_ids_B=None if self.image_ids_B is None else change(self.image_ids_B),
             text_ids_M=None if self.text_ids_M is None else change(self.text_ids_M),
+            prompts=None if self.prompts is None else change(self.prompts),
         )
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Stacks samples and tokenizes their captions, in the worker."""
+    """Stacks samples, tokenizes their captions and writes prompts, in the worker."""
 
     text_transform: TextTransform | None = None
+    prompt_transform: PromptTransform | None = None
     match: str = "row"
     captions_per_image: int = 1
 
@@ -106,9 +124,16 @@ class Collate:
             text_ids_M = image_ids_B.repeat_interleave(self.captions_per_image)
         elif self.match == "caption":
             image_ids_B = text_ids_M = torch.tensor([derive_seed(text) for text in captions])
+        elif self.match == "image":
+            # A name that includes its data set: plain numbers of two sets would collide.
+            images = [str(sample.meta.get("image_id", sample.key)) for sample in samples]
+            image_ids_B = text_ids_M = torch.tensor([derive_seed(name) for name in images])
+        tokens = self._tokens(texts)
         return Batch(
             pixels_BCHW=torch.stack([sample.image for sample in samples]),
-            text=self._tokens(texts),
+            text=tokens,
+            num_text_tokens=int(tokens.mask_BT.sum()),
+            prompts=None if self.prompt_transform is None else self.prompt_transform(samples),
             keys=[sample.key for sample in samples],
             captions=captions,
             all_captions=[sample.captions for sample in samples],
@@ -116,11 +141,14 @@ class Collate:
             index_B=torch.tensor([sample.index for sample in samples]),
             image_ids_B=image_ids_B,
             text_ids_M=text_ids_M,
+            draws=[sample.draw for sample in samples],
             faults=tuple(fault for sample in samples for fault in sample.faults),
         )
 
     def _texts(self, sample: Sample) -> list[str]:
-        """The chosen caption and the ones after it, round the list."""
+        """The chosen caption and the ones after it, round the list; "" where there is none."""
+        if not sample.captions:
+            return [sample.caption] * self.captions_per_image
         first, count = sample.captions.index(sample.caption), len(sample.captions)
         return [sample.captions[(first + i) % count] for i in range(self.captions_per_image)]
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 CAPTION_CHOICES = ("first", "random")
-MATCH_CHOICES = ("row", "caption")
+CLEAN_CHOICES = ("none", "blip")
+MATCH_CHOICES = ("row", "caption", "image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,11 @@ class LoaderConfig:
         draft_side: lets libjpeg decode at 1/2, 1/4 or 1/8 scale as long as both sides keep at least
             this many pixels. About 1.25 x the training size is safe for crops of 90 % of the area;
             None always decodes in full.
-        match: which texts are positives of an image: its own ``row``, or every text of the global
-            batch that equals its ``caption`` word for word.
+        match: which texts are positives of an image: its own ``row``, every text of the global
+            batch that equals its ``caption`` word for word, or every text of the same ``image``
+            (by ``image_id`` in its json, else by key).
+        clean: ``blip`` rewrites captions as BLIP and BLIP-2 do: lower case, most marks gone, at
+            most 50 words; ``none`` leaves them.
         captions_per_image: texts each image brings to the batch, all its positives; an image
             with fewer repeats some.
         prefetch: batches each worker prepares ahead.
@@ -80,6 +84,7 @@ class LoaderConfig:
     max_member_mb: int = 64
     draft_side: int | None = None
     match: str = "row"
+    clean: str = "none"
     captions_per_image: int = 1
     prefetch: int = 2
 
@@ -103,9 +108,11 @@ class LoaderConfig:
             )
         if self.draft_side is not None and self.draft_side < 1:
             raise ValueError(f"draft_side={self.draft_side} must be at least 1 pixel, or null")
+        if self.clean not in CLEAN_CHOICES:
+            raise ValueError(f"clean={self.clean!r} is unknown; choose none or blip")
         if self.match not in MATCH_CHOICES:
-            raise ValueError(f"match={self.match!r} is unknown; choose row or caption")
-        if self.captions_per_image > 1 and self.match == "caption":
+            raise ValueError(f"match={self.match!r} is unknown; choose row, caption or image")
+        if self.captions_per_image > 1 and self.match != "row":
             raise ValueError(
                 f"captions_per_image={self.captions_per_image} makes the texts of an image its "
                 "positives; leave match at row"

@@ -114,7 +114,8 @@ class Texts(NamedTuple):
 def decode_texts(raw: RawSample, max_chars: int) -> Texts:
     """Captions from json ``captions``, else the txt, else json ``caption``; empty ones are dropped.
 
-    Raises `BadSampleError` when the json cannot be read or no caption is left.
+    Raises `BadSampleError` when the json cannot be read, or when no caption is left and the json
+    holds no ``questions`` to learn from instead.
     """
     meta = _read_json(raw.members["json"]) if "json" in raw.members else {}
     listed = meta.get("captions")
@@ -127,9 +128,14 @@ def decode_texts(raw: RawSample, max_chars: int) -> Texts:
         found = [single] if isinstance(single, str) else []
     cleaned = [clean_caption(text, max_chars) for text in found]
     captions = [text for text, _ in cleaned if text]
-    if not captions:
+    if not captions and not _has_questions(meta):
         raise BadSampleError(Cause.NO_CAPTION)
     return Texts(captions, meta, any(cut for _, cut in cleaned))
+
+
+def _has_questions(meta: dict[str, Any]) -> bool:
+    questions = meta.get("questions")
+    return isinstance(questions, list) and len(questions) > 0
 
 
 def _read_json(data: bytes) -> dict[str, Any]:
@@ -167,11 +173,12 @@ def decode_sample(
     chosen = 0
     if caption == "random" and len(texts.captions) > 1:
         chosen = int(derive_uniform(seed, "caption") * len(texts.captions))
+    captions = texts.captions or [""]
     return Sample(
         key=raw.key,
         image=pixels_CHW,
         captions=texts.captions,
-        caption=texts.captions[chosen],
+        caption=captions[chosen],
         meta=texts.meta,
         index=index,
         faults=(Fault(Cause.CAPTION_CUT, raw.where),) if texts.cut else (),

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from latentmodal.experiments.data.addresses import check_shards, expand_addresses
-from latentmodal.experiments.data.collate import Batch, Collate, TextTransform
+from latentmodal.experiments.data.collate import Batch, Collate, PromptTransform, TextTransform
 from latentmodal.experiments.data.config import LoaderConfig, ShardSourceConfig
 from latentmodal.experiments.data.eval_stream import EvalStream, count_keys
 from latentmodal.experiments.data.faults import BadSamples
@@ -69,6 +69,7 @@ class TrainLoader:
         seed: int,
         image_transform: ImageTransform,
         text_transform: TextTransform | None = None,
+        prompt_transform: PromptTransform | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         pin_memory: bool | None = None,
@@ -95,7 +96,9 @@ class TrainLoader:
             stream,
             batch_size=config.batch_size,
             num_workers=config.workers,
-            collate_fn=Collate(text_transform, config.match, config.captions_per_image),
+            collate_fn=Collate(
+                text_transform, prompt_transform, config.match, config.captions_per_image
+            ),
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             prefetch_factor=config.prefetch if config.workers else None,
             # Its own generator: torch's loader draws a number whenever it starts.
@@ -189,6 +192,7 @@ class EvalLoader:
         *,
         image_transform: ImageTransform,
         text_transform: TextTransform | None = None,
+        prompt_transform: PromptTransform | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         pin_memory: bool | None = None,
@@ -206,7 +210,7 @@ class EvalLoader:
             stream,
             batch_size=config.batch_size,
             num_workers=config.workers,
-            collate_fn=Collate(text_transform, config.match),
+            collate_fn=Collate(text_transform, prompt_transform, config.match),
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             prefetch_factor=config.prefetch if config.workers else None,
             persistent_workers=config.workers > 0,

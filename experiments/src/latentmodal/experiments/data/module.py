@@ -10,6 +10,7 @@ from typing import Any
 
 from latentmodal.experiments.choose import choices
 from latentmodal.experiments.data.addresses import open_shard
+from latentmodal.experiments.data.augment import AugmentConfig
 from latentmodal.experiments.data.config import LoaderConfig, ShardSourceConfig
 from latentmodal.experiments.data.decode import decode_texts
 from latentmodal.experiments.data.emoji import EmojiConfig, EmojiData, emoji_captions, ensure_emoji
@@ -80,18 +81,6 @@ def _shard_captions(source: ShardSourceConfig) -> Iterator[str]:
             for raw in read_samples(stream, shard, lambda _fault: None):
                 with suppress(BadSampleError):  # training skips and counts it
                     yield from decode_texts(raw, longest).captions
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Training pictures are random crops of this share of their area, resized for the encoder."""
-
-    scale: tuple[float, float] = (0.9, 1.0)
-
-    def __post_init__(self) -> None:
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"scale is {list(self.scale)}; give two shares, 0 < low <= high <= 1")
 
 
 @dataclass(frozen=True, kw_only=True)

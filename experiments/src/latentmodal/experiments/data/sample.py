@@ -50,10 +50,12 @@ class Sample:
     Attributes:
         key: the label it has in its shard.
         image: uint8, CHW.
-        captions: every caption, cleaned, at least one.
-        caption: the one chosen for this visit.
+        captions: every caption, cleaned; none where the json asks questions instead.
+        caption: the one chosen for this visit; "" where there is none.
         meta: what its json held.
         index: its number in an evaluation set; 0 in a training stream.
+        draw: 63 random bits for this visit, for whoever chooses something about the sample later
+            on; 0 in an evaluation set.
         faults: what went wrong on the way to this sample since the one before.
     """
 
@@ -63,4 +65,5 @@ class Sample:
     caption: str
     meta: dict[str, Any] = field(default_factory=dict)
     index: int = 0
+    draw: int = 0
     faults: tuple[Fault, ...] = ()

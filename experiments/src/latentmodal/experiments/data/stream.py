@@ -33,6 +33,7 @@ from latentmodal.experiments.data.faults import (
 from latentmodal.experiments.data.sample import RawSample, Sample
 from latentmodal.experiments.data.seeding import derive_seed, derive_uniform, permutation
 from latentmodal.experiments.data.tar_reader import read_samples
+from latentmodal.experiments.data.text_cleaning import clean_caption
 from latentmodal.experiments.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class SourceStream:
         first_epoch, first_bad = self.position.epoch, self._losses.bad
         while True:
             raw = self._next_raw(first_epoch)
+            visit = visit_seed(self._seed, self._number, self.position.epoch, raw)
             try:
                 sample = decode_sample(
                     raw,
@@ -127,7 +129,7 @@ class SourceStream:
                     max_caption_chars=self._config.max_caption_chars,
                     draft_side=self._config.draft_side,
                     caption=self._source.caption,
-                    seed=visit_seed(self._seed, self._number, self.position.epoch, raw),
+                    seed=visit,
                 )
             except BadSampleError as error:
                 self._record(Fault(error.cause, raw.where))
@@ -135,7 +137,10 @@ class SourceStream:
                     self._give_up(f"{_STARVED} samples in a row are unusable")
                 continue
             faults, self._faults = (*self._faults, *sample.faults), []
-            return replace(sample, faults=faults) if faults else sample
+            if self._config.clean == "blip":
+                captions = [clean_caption(caption) for caption in sample.captions]
+                sample = replace(sample, captions=captions, caption=clean_caption(sample.caption))
+            return replace(sample, faults=faults, draw=derive_seed(visit, "draw"))
 
     def _next_raw(self, first_epoch: int) -> RawSample:
         while True:
