@@ -1,4 +1,4 @@
-"""Short contrastive runs on one or two ranks; `test_strategies.py` runs this file and compares.
+"""Short runs of every system on one or two ranks; `test_strategies.py` runs this and compares.
 
 Usage: strategy_cases.py OUT WORLD RANK PORT
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,23 +20,125 @@ from torch.utils.data import DataLoader
 
 from latentmodal.encoders import TextTransformerConfig, TimmImageConfig
 from latentmodal.experiments.data.collate import Batch, TextTensors
+from latentmodal.experiments.systems.alignment import AlignmentConfig
+from latentmodal.experiments.systems.alignment_model import ObjectiveWeights
+from latentmodal.experiments.systems.base import System
 from latentmodal.experiments.systems.contrastive import ContrastiveConfig, HeadConfig
+from latentmodal.experiments.systems.generation import GenerationConfig, GenerationSystem
+from latentmodal.experiments.systems.parts import BRIDGE_CHOICES
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
 from latentmodal.experiments.training.freeze import FreezePlan
 from latentmodal.experiments.training.strategies import build_strategy
+from latentmodal.llm import (
+    IGNORE_INDEX,
+    IMAGE,
+    Answer,
+    CausalConfig,
+    Prompt,
+    Seq2SeqBatch,
+    Seq2SeqConfig,
+    collate_prompts,
+)
 
 STEPS, BATCH = 4, 8
-CASES = ["info_nce", "sigmoid", "locked", "chunked", "matched"]
+CONTRASTIVE = ["info_nce", "sigmoid", "locked", "chunked", "matched"]
+ALIGNMENT = ["alignment", "alignment_matched", "alignment_itm_only", "alignment_no_itm"]
+GENERATION = ["generation", "generation_bf16", "generation_t5"]
+FROZEN = {
+    **dict.fromkeys(("locked", "alignment", "alignment_matched"), ("image_encoder.*",)),
+    **dict.fromkeys(GENERATION, ("image_encoder.*", "llm.*")),
+}
+IMAGE_ENCODER = TimmImageConfig(
+    model="vit_tiny_patch16_224",
+    image_size=32,
+    model_kwargs={"embed_dim": 32, "depth": 2, "num_heads": 2},
+)
 
 
-def system_config(case: str) -> ContrastiveConfig:
+def build_system(case: str, optim: OptimConfig, trainer: TrainerConfig) -> System:
+    plan = FreezePlan(dict.fromkeys(FROZEN.get(case, ()), "frozen"))
+    if case in GENERATION:
+        return GenerationOfIds(generation_config(case), plan, optim, trainer)
+    if case in ALIGNMENT:
+        tokenizer: Any = SimpleNamespace(vocab_size=50)  # batches come tokenized
+        return alignment_config(case).build(plan, optim, trainer, tokenizer)
+    return contrastive_config(case).build(plan, optim, trainer)
+
+
+def alignment_config(case: str) -> AlignmentConfig:
+    bridge = BRIDGE_CHOICES["qformer"](
+        num_queries=3, width=16, layers=2, heads=2, mlp_dim=32, dropout=0.0, max_positions=8
+    )
+    objectives = {
+        "alignment_itm_only": ObjectiveWeights(itc=0.0, itg=0.0),
+        "alignment_no_itm": ObjectiveWeights(itm=0.0),
+    }
+    return AlignmentConfig(
+        image_encoder=IMAGE_ENCODER,
+        bridge=bridge,
+        tokenizer=None,
+        embed_dim=8,
+        objectives=objectives.get(case, ObjectiveWeights()),
+    )
+
+
+def generation_config(case: str) -> GenerationConfig:
+    llama = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 50}
+    t5 = {"d_model": 16, "d_ff": 32, "num_layers": 2, "num_heads": 2, "d_kv": 8, "vocab_size": 50}
+    llm: Any = (
+        Seq2SeqConfig(config={"model_type": "t5", "dropout_rate": 0.0, **t5})
+        if case == "generation_t5"
+        else CausalConfig(
+            config={"model_type": "llama", **llama, **heads},
+            dtype="bfloat16" if case == "generation_bf16" else "float32",
+        )
+    )
+    return GenerationConfig(
+        image_encoder=IMAGE_ENCODER,
+        bridge=BRIDGE_CHOICES["qformer"](
+            num_queries=3, width=16, layers=2, heads=2, mlp_dim=32, dropout=0.0
+        ),
+        llm=llm,
+    )
+
+
+class GenerationOfIds(GenerationSystem):
+    """The system without a tokenizer: its batches hold ids."""
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        plan: FreezePlan,
+        optim: OptimConfig,
+        trainer: TrainerConfig,
+    ) -> None:
+        System.__init__(self, config.build_model(), plan, optim, trainer)
+        self.config = config
+
+
+def prompts_of(batch: Batch, case: str) -> Any:
+    """Captions of unequal length behind three soft tokens, for a causal model or T5."""
+    texts = [
+        ids[mask].tolist() for ids, mask in zip(batch.text.ids_BT, batch.text.mask_BT, strict=True)
+    ]
+    if case == "generation_t5":
+        asked = [Prompt((IMAGE, (1,))).lay_out(lambda text: [], 3) for _ in texts]
+        read = collate_prompts(asked, 0)
+        length = max(map(len, texts))
+        labels = [[*ids, *[IGNORE_INDEX] * (length - len(ids))] for ids in texts]
+        return Seq2SeqBatch(
+            read.ids_BT, read.mask_BT, read.slot_mask_BT, torch.tensor(labels),
+            read.slot_counts, read.image_counts, sum(map(len, texts)), is_padded=False,
+        )  # fmt: skip
+    parts = [Prompt((IMAGE, (1,), Answer(tuple(ids)))) for ids in texts]
+    return collate_prompts([prompt.lay_out(lambda text: [], 3) for prompt in parts], 0)
+
+
+def contrastive_config(case: str) -> ContrastiveConfig:
     sigmoid = case == "sigmoid"
     return ContrastiveConfig(
-        image_encoder=TimmImageConfig(
-            model="vit_tiny_patch16_224",
-            image_size=32,
-            model_kwargs={"embed_dim": 32, "depth": 2, "num_heads": 2},
-        ),
+        image_encoder=IMAGE_ENCODER,
         text_encoder=TextTransformerConfig(
             vocab_size=50, context_length=8, width=32, depth=2, heads=2, eot_id=2
         ),
@@ -50,12 +154,16 @@ def global_batch(step: int, case: str) -> Batch:
     generator = torch.Generator().manual_seed(step)
     ids_BT = torch.randint(3, 50, (BATCH, 8), generator=generator)
     ids_BT[:, -1] = 2
-    same = torch.tensor([0, 1, 2, 3, 0, 4, 5, 1]) if case == "matched" else None
+    lengths_B = torch.randint(3, 9, (BATCH,), generator=generator)  # unequal on the two ranks
+    mask_BT = torch.arange(8) < lengths_B[:, None]
+    if case in CONTRASTIVE:
+        mask_BT = torch.ones_like(mask_BT)
+    same = torch.tensor([0, 1, 2, 3, 0, 4, 5, 1]) if case.endswith("matched") else None
     return Batch(
         pixels_BCHW=torch.randint(
             0, 256, (BATCH, 3, 32, 32), generator=generator, dtype=torch.uint8
         ),
-        text=TextTensors(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)),
+        text=TextTensors(ids_BT, mask_BT),
         keys=[str(row) for row in range(BATCH)],
         captions=[""] * BATCH,
         all_captions=[[""]] * BATCH,
@@ -66,18 +174,26 @@ def global_batch(step: int, case: str) -> Batch:
     )
 
 
-def rows(batch: Batch, part: slice) -> Batch:
-    return Batch(
+def trimmed(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> TextTensors:
+    """Padded to this rank's own longest text only, as loaders do."""
+    length = int(mask_BT.sum(dim=1).max())
+    return TextTensors(ids_BT[:, :length], mask_BT[:, :length])
+
+
+def rows(batch: Batch, part: slice, case: str) -> Batch:
+    batch = Batch(
         pixels_BCHW=batch.pixels_BCHW[part],
-        text=TextTensors(batch.text.ids_BT[part], batch.text.mask_BT[part]),
+        text=trimmed(batch.text.ids_BT[part], batch.text.mask_BT[part]),
         keys=batch.keys[part],
         captions=batch.captions[part],
         all_captions=batch.all_captions[part],
         meta=batch.meta[part],
         index_B=batch.index_B[part],
+        num_text_tokens=int(batch.text.mask_BT[part].sum()),
         image_ids_B=None if batch.image_ids_B is None else batch.image_ids_B[part],
         text_ids_M=None if batch.text_ids_M is None else batch.text_ids_M[part],
     )
+    return replace(batch, prompts=prompts_of(batch, case)) if case in GENERATION else batch
 
 
 class Record(pl.Callback):
@@ -100,13 +216,12 @@ def train(case: str, parallelism: str, rank: int, world: int) -> tuple[list[floa
     trainer_config = TrainerConfig(
         max_steps=STEPS, accelerator="cpu", devices=world, parallelism=parallelism
     )
-    plan = FreezePlan({"image_encoder.*": "frozen"} if case == "locked" else {})
     # An eps far above rounding noise: Adam divides by the gradient's own size.
     optim = OptimConfig(lr=1e-3, eps=1e-3, weight_decay=0.1, warmup_steps=2, grad_clip=1.0)
-    system = system_config(case).build(plan, optim, trainer_config)
+    system = build_system(case, optim, trainer_config)
     local = BATCH // world
     part = slice(rank * local, (rank + 1) * local)
-    batches = [rows(global_batch(step, case), part) for step in range(STEPS)]
+    batches = [rows(global_batch(step, case), part, case) for step in range(STEPS)]
     record = Record()
     trainer = pl.Trainer(
         max_steps=STEPS,
@@ -145,7 +260,7 @@ def main(out: Path, world: int, rank: int, port: int) -> None:
     results = {
         f"{case}-{mode}": train(case, mode, rank, world)
         for mode in modes
-        for case in CASES
+        for case in CONTRASTIVE + ALIGNMENT + GENERATION
         if (case, mode) != ("chunked", "fsdp")  # refused by the recipe
     }
     if rank == 0:

@@ -101,6 +101,17 @@ def test_told_apart_by_kind():
     assert (results["noun_swap"].share, results["noun_swap"].standard_error) == (1.0, 0.0)
 
 
+def test_best_of_several_embeddings_names_and_tells_apart():
+    image_NVE = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.6, 0.8]]])
+    class_CE = torch.tensor([[0.0, 1.0], [1.0, -0.1]])
+    # The first image ties nothing: 1 for class 0, 0.995 for class 1. The second: 0.8 and 0.52.
+    result = zero_shot_metrics(image_NVE, class_CE, torch.tensor([0, 1]), NAMES[:2])
+    assert result.acc1 == 0.5
+    right, wrong = class_CE[[0, 0]], class_CE[[1, 1]]
+    assert told_apart(image_NVE, right, wrong, ["a", "a"])["a"].share == 1.0
+    assert told_apart(image_NVE, wrong, right, ["a", "a"])["a"].share == 0.0
+
+
 def test_told_apart_refuses_uneven_and_damaged_input():
     ones = torch.ones(2, 3)
     with pytest.raises(UserError, match="2, 2, 1, 2"):

@@ -42,6 +42,49 @@ def test_equals_torchmetrics(chunk):
     assert 0 < result.text_to_image[1] < result.text_to_image[10] < 1
 
 
+@pytest.mark.parametrize("chunk", [2, 2048])
+def test_best_of_several_embeddings_counts(chunk):
+    """Against the whole (N, V, M) of cosines at once."""
+    generator = torch.Generator().manual_seed(0)
+    owner_M = torch.randint(20, (70,), generator=generator)
+    owner_M[:20] = torch.arange(20)
+    image_NVE = torch.randn(20, 4, 8, generator=generator)
+    text_ME = image_NVE[owner_M, 2] + 1.5 * torch.randn(70, 8, generator=generator)
+    result = retrieval_metrics(image_NVE, text_ME, owner_M, ks=(1, 5), chunk=chunk)
+
+    unit_NVE, unit_ME = F.normalize(image_NVE, dim=-1), F.normalize(text_ME, dim=-1)
+    scores_NM = torch.einsum("nve,me->nvm", unit_NVE, unit_ME).amax(1)
+    own_NM = torch.arange(20)[:, None] == owner_M[None]
+    for k in (1, 5):
+        assert result.image_to_text[k] == pytest.approx(hit_rate(scores_NM, own_NM, k), abs=1e-6)
+        assert result.text_to_image[k] == pytest.approx(
+            hit_rate(scores_NM.T, own_NM.T, k), abs=1e-6
+        )
+    assert 0 < result.text_to_image[1] < result.text_to_image[5] < 1
+    best, rows = top_k(text_ME[:3], image_NVE, 2)
+    assert rows.tolist() == scores_NM.T[:3].topk(2).indices.tolist()
+    torch.testing.assert_close(best.float(), scores_NM.T[:3].topk(2).values)
+    assert top_k(image_NVE[:3], text_ME, 2)[1].tolist() == scores_NM[:3].topk(2).indices.tolist()
+
+
+def test_one_of_several_is_the_same_as_one(gallery):
+    """A second embedding that is a copy changes nothing, ties included."""
+    images_NVE = gallery.image_NE[:, None].expand(-1, 2, -1)
+    assert retrieval_metrics(
+        images_NVE, gallery.text_ME, gallery.text_to_image_M
+    ) == retrieval_metrics(gallery.image_NE, gallery.text_ME, gallery.text_to_image_M)
+    points = torch.ones(20, 3, 5)
+    collapsed = retrieval_metrics(points, points[:, 0], torch.arange(20))
+    assert collapsed.image_to_text == collapsed.text_to_image == {1: 0.0, 5: 0.0, 10: 0.0}
+
+
+def test_one_damaged_embedding_of_several_is_an_error(gallery):
+    images_NVE = gallery.image_NE[:, None].repeat(1, 2, 1)
+    images_NVE[4, 1] = torch.nan
+    with pytest.raises(UserError, match=r"1 of 7 image embeddings .*row 4"):
+        retrieval_metrics(images_NVE, gallery.text_ME, gallery.text_to_image_M)
+
+
 def test_length_of_embeddings_does_not_matter(gallery):
     scale_M1 = torch.arange(1.0, 10.0)[:, None]
     plain = retrieval_metrics(gallery.image_NE, gallery.text_ME, gallery.text_to_image_M)

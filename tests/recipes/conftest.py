@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from latentmodal.encoders import TimmImageConfig
 from latentmodal.experiments.data.shard_writer import write_shards
 from latentmodal.experiments.recipe import load_recipe
 from latentmodal.experiments.training.fit import fit
@@ -62,6 +65,38 @@ system:
   loss: sigmoid
 """
 
+# BLIP-2's kind of tower, with weights of its own: a frozen tower comes from somewhere.
+ALIGNMENT = """
+name: tiny-alignment
+system:
+  name: alignment
+  image_encoder:
+    name: timm
+    model: eva_giant_patch14_clip_224
+    weights: EVA
+    image_size: 32
+    features: penultimate
+    resize: squash
+    model_kwargs: {patch_size: 8, embed_dim: 32, depth: 3, num_heads: 2, mlp_ratio: 2}
+  bridge:
+    name: qformer
+    num_queries: 3
+    width: 16
+    layers: 3
+    heads: 2
+    mlp_dim: 24
+    dropout: 0.0
+    max_positions: 12
+  tokenizer: {name: transformers, model: TOKENIZER, context_length: 6}
+  embed_dim: 8
+freeze: {"image_encoder.*": frozen}
+data:
+  train: [{name: shards, urls: SHARDS}]
+  loader: {batch_size: 4, workers: 0, shuffle_window: 4}
+trainer: {max_steps: 2, accelerator: cpu, log_every: 1}
+run_dir: RUN
+"""
+
 
 def save_tokenizer(folder: Path) -> None:
     """Words, and an end-of-text token with the highest id, as CLIP's is."""
@@ -79,7 +114,7 @@ def save_tokenizer(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `clip.yaml`, `siglip.yaml` and the data both are trained on."""
+    """A folder with `clip.yaml`, `siglip.yaml`, `alignment.yaml` and the data they train on."""
     folder = tmp_path_factory.mktemp("tiny_recipes")
 
     def png(colour: int) -> bytes:
@@ -93,8 +128,10 @@ def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     shard = write_shards(samples, folder / "shards", len(WORDS))[0]
     save_tokenizer(folder / "tokenizer")
-    text = CLIP.replace("SHARDS", str(shard)).replace("TOKENIZER", str(folder / "tokenizer"))
-    (folder / "clip.yaml").write_text(text.replace("RUN", str(folder / "{name}")))
+    for name, text in (("clip", CLIP), ("alignment", ALIGNMENT)):
+        text = text.replace("SHARDS", str(shard)).replace("TOKENIZER", str(folder / "tokenizer"))
+        text = text.replace("EVA", str(folder / "eva.safetensors"))
+        (folder / f"{name}.yaml").write_text(text.replace("RUN", str(folder / "{name}")))
     (folder / "siglip.yaml").write_text(SIGLIP)
     return folder
 
@@ -113,3 +150,26 @@ def trained(tiny_recipes: Path) -> Callable[..., Path]:
         return runs[key]
 
     return train
+
+
+def save_eva(file: Path) -> None:
+    """Weights of the tower of `alignment.yaml`, none zero or one."""
+    torch.manual_seed(7)
+    kwargs = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2}
+    tower = TimmImageConfig(
+        model="eva_giant_patch14_clip_224",
+        image_size=32,
+        features="penultimate",
+        model_kwargs=kwargs,
+    ).build()
+    for parameter in tower.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    save_file(tower.trunk.state_dict(), file)
+
+
+@pytest.fixture(scope="session")
+def aligned(tiny_recipes: Path, trained: Callable[..., Path]) -> Callable[..., Path]:
+    """`(*overrides)` -> an alignment run of two steps over a frozen tiny EVA."""
+    if not (tiny_recipes / "eva.safetensors").exists():
+        save_eva(tiny_recipes / "eva.safetensors")
+    return lambda *overrides: trained("alignment", *overrides)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from latentmodal.encoders import (
 )
 from latentmodal.experiments.systems.contrastive import ContrastiveConfig, HeadConfig
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
-from latentmodal.experiments.training.freeze import FreezePlan
+from latentmodal.experiments.training.freeze import FreezePlan, freeze_rows
+from latentmodal.experiments.training.layer_decay import layer_multipliers
 from latentmodal.experiments.training.optim import (
     build_adamw,
     decays,
@@ -191,6 +194,135 @@ def test_a_warmup_longer_than_the_run_only_rises() -> None:
     assert rates(OptimConfig(lr=1.0, warmup_steps=10), 4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_warmup_from_a_stated_rate(scale: float) -> None:
+    """BLIP-2's stage 1 in small: 1e-6 at the first step, the peak at the last of the warmup."""
+    config = OptimConfig(lr=1e-4, warmup_steps=5, warmup_start_lr=1e-6, min_lr=1e-5)
+    seen = rates(config, steps=15, until=17, scale=scale)
+    assert seen[0] == pytest.approx(scale * 1e-6, rel=1e-12)
+    assert seen[2] == pytest.approx(scale * (1e-6 + (1e-4 - 1e-6) * 2 / 5), rel=1e-12)
+    assert seen[5] == pytest.approx(scale * 1e-4, rel=1e-12)
+    half = 0.5 * (1 + math.cos(math.pi * 5 / 10))
+    assert seen[10] == pytest.approx(scale * (1e-5 + 9e-5 * half), rel=1e-12)
+    assert seen[15:] == pytest.approx([scale * 1e-5] * 2, rel=1e-12)
+    assert seen[:6] == sorted(seen[:6]) and seen[5:16] == sorted(seen[5:16], reverse=True)
+    assert rates(OptimConfig(lr=1.0, warmup_start_lr=0.1), 10, 1) == [1.0]
+
+
+DECAY = 0.5
+TRUNK, MODEL, TEXT_TOWER = "image_encoder.trunk", "image_encoder.model", "text_encoder"
+
+
+@pytest.mark.parametrize(
+    ("image", "pattern", "expected"),
+    [
+        (
+            VIT,
+            "image_encoder.*",
+            {
+                f"{TRUNK}.{name}": DECAY**3
+                for name in ("cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.")
+            }
+            | {f"{TRUNK}.blocks.0.": DECAY**2, f"{TRUNK}.blocks.1.": DECAY, f"{TRUNK}.norm.": 1.0},
+        ),
+        (
+            HF_IMAGE,
+            "image_encoder.*",
+            {f"{MODEL}.embeddings.": DECAY**2, f"{MODEL}.pre_layrnorm.": DECAY**2}
+            | {f"{MODEL}.encoder.layers.0.": DECAY, f"{MODEL}.post_layernorm.": 1.0},
+        ),
+        (
+            VIT,
+            "text_encoder.*",
+            {f"{TEXT_TOWER}.token_embed.": DECAY**2, f"{TEXT_TOWER}.pos_embed": DECAY**2}
+            | {f"{TEXT_TOWER}.blocks.0.": DECAY, f"{TEXT_TOWER}.norm.": 1.0},
+        ),
+    ],
+    ids=["timm", "transformers", "text"],
+)
+def test_layer_decay_of_every_parameter(
+    image: Any, pattern: str, expected: dict[str, float]
+) -> None:
+    model = system(image, TEXT, {}).model
+    multipliers = layer_multipliers(model, {pattern: DECAY})
+    tower = pattern.removesuffix("*")
+    assert multipliers.keys() == {n for n, _ in model.named_parameters() if n.startswith(tower)}
+    seen = set()
+    for name, multiplier in multipliers.items():
+        (prefix,) = (prefix for prefix in expected if name.startswith(prefix))
+        assert multiplier == expected[prefix], name
+        seen.add(prefix)
+    assert seen == expected.keys()
+
+
+def test_layer_decay_of_penultimate_features_counts_the_blocks_kept() -> None:
+    """BLIP-2's tower: the last block it has gets one decay, and no norm comes after."""
+    kwargs = {**VIT.model_kwargs, "depth": 3}
+    short = dataclasses.replace(VIT, features="penultimate", model_kwargs=kwargs)
+    of = layer_multipliers(system(short, TEXT, {}).model, {"image_encoder.*": 0.9})
+    assert of[f"{TRUNK}.blocks.1.attn.qkv.weight"] == 0.9
+    assert of[f"{TRUNK}.blocks.0.attn.qkv.weight"] == 0.9**2
+    assert of[f"{TRUNK}.pos_embed"] == 0.9**3
+    assert max(of.values()) == 0.9
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_optimiser_groups_carry_layer_decay_times_the_plan(checkpointing: bool) -> None:
+    rules = {"image_encoder.trunk.patch_embed.*": "frozen", "image_encoder.*": 0.1}
+    built = system(VIT, TEXT, rules, lr=1e-3, layer_decay={"image_encoder.*": DECAY})
+    built.trainer_config = TrainerConfig(
+        max_steps=10, accelerator="cpu", activation_checkpointing=checkpointing
+    )
+    parameters = dict(built.model.named_parameters())
+    built.configure_model()
+    optimizer = built.configure_optimizers()["optimizer"]
+    rate_of = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
+    for name, layer in (
+        ("image_encoder.trunk.cls_token", DECAY**3),
+        ("image_encoder.trunk.blocks.0.mlp.fc1.weight", DECAY**2),
+        ("image_encoder.trunk.blocks.1.attn.proj.bias", DECAY),
+        ("image_encoder.trunk.norm.weight", 1.0),
+    ):
+        assert rate_of[id(parameters[name])] == pytest.approx(1e-4 * layer, rel=1e-12), name
+    assert rate_of[id(parameters["text_encoder.norm.weight"])] == 1e-3
+    assert id(parameters["image_encoder.trunk.patch_embed.proj.weight"]) not in rate_of
+    assert len(rate_of) == sum(p.requires_grad for p in parameters.values())
+
+
+def test_the_printed_plan_shows_the_range_of_layer_decay() -> None:
+    built = system(VIT, TEXT, {"image_encoder.*": 0.1}, lr=1e-3)
+    scales = layer_multipliers(built.model, {"image_encoder.*": DECAY})
+    rows = freeze_rows(built.model, built.plan, 1e-3, depth=3, layer_scale=scales)
+    shown = {row.module: row.lr for row in rows}
+    assert shown["image_encoder.trunk.blocks"] == "2.50e-05 .. 5.00e-05"
+    assert shown["image_encoder.trunk.patch_embed"] == "1.25e-05"
+    assert shown["image_encoder.trunk.norm"] == "1.00e-04"
+    assert shown["text_encoder.norm.weight"] == "1.00e-03"
+
+
+def test_the_first_layer_decay_pattern_decides() -> None:
+    patterns = {"image_encoder.trunk.blocks.1.*": 0.25, "image_encoder.*": DECAY}
+    of = layer_multipliers(system(VIT, TEXT, {}).model, patterns)
+    assert of["image_encoder.trunk.blocks.1.norm1.weight"] == 0.25
+    assert of["image_encoder.trunk.blocks.0.norm1.weight"] == DECAY**2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("image_encodr.*", "'image_encodr.*' matches no parameter"),
+        ("text_encoder.*", "everything 'text_encoder.*' matches is frozen"),
+        ("head.*", "'head.*' matches no numbered layer"),
+        ("*", "layers of image_encoder.trunk.blocks, text_encoder.blocks: give each its own"),
+    ],
+)
+def test_layer_decay_patterns_that_fit_nothing(pattern: str, message: str) -> None:
+    model = system(VIT, TEXT, {"text_encoder.*": "frozen"}).model
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        layer_multipliers(model, {pattern: 0.9})
+    assert str(caught.value).startswith("optim.layer_decay: ") and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -199,6 +331,10 @@ def test_a_warmup_longer_than_the_run_only_rises() -> None:
         ({"eps": 0.0}, "eps is 0.0"),
         ({"weight_decay": -0.1}, "must not be negative"),
         ({"warmup_steps": -1}, "must not be negative"),
+        ({"warmup_start_lr": -1e-6}, "warmup_start_lr is -1e-06; it must lie between 0 and lr"),
+        ({"warmup_start_lr": 1.0}, "warmup_start_lr is 1.0; it must lie between 0 and lr"),
+        ({"layer_decay": {"a.*": 0.0}}, r"layer_decay: 'a\.\*' is 0.0; give a number above 0"),
+        ({"layer_decay": {"a.*": 1.5}}, r"layer_decay: 'a\.\*' is 1.5; give a number above 0"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:

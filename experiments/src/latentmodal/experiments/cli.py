@@ -121,16 +121,90 @@ def data_emoji(
     console.print(f"{data.folder}")
 
 
+@data_app.command("import")
+def data_import(
+    layout: Annotated[
+        str,
+        typer.Argument(
+            metavar="FORMAT", help="karpathy, coco_captions, vg_captions, nocaps, vqav2, okvqa, gqa"
+        ),
+    ],
+    images: Annotated[Path, typer.Option(help="folder of the pictures")],
+    split: Annotated[str, typer.Option(help="split to read and to call the samples by")],
+    out: Annotated[Path, typer.Option(help="folder to write the shards into")],
+    annotations: Annotated[Path | None, typer.Option(help="captions, or answers of a VQA")] = None,
+    questions: Annotated[Path | None, typer.Option(help="questions of a VQA, or of GQA")] = None,
+    max_missing: Annotated[
+        float, typer.Option(help="share of pictures that may be missing")
+    ] = 0.05,
+) -> None:
+    """Turn a published data set on this disk into shards, and say how to train on them."""
+    from latentmodal.experiments.data.readers.importing import import_dataset
+
+    done = import_dataset(
+        layout,
+        annotations=annotations,
+        questions=questions,
+        images=images,
+        split=split,
+        out=out,
+        max_missing=max_missing,
+    )
+    lines = [
+        f"{done.samples} samples, {done.captions} captions, {done.questions} questions, "
+        f"{done.shards} shards in {done.folder}",
+        *([f"left out: {done.skipped}"] if done.skipped else []),
+        "for data.train of a recipe:",
+        f"  {done.recipe_line}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="a run's folder, or one of its checkpoints")],
-    target: Annotated[Path, typer.Argument(help="file (.safetensors) or folder to write")],
-    to: Annotated[str, typer.Option("--to", help="open_clip, hf_clip, hf_siglip, latentmodal")],
+    source: Annotated[Path, typer.Argument(help="a run's folder, a checkpoint, or see --from")],
+    target: Annotated[Path, typer.Argument(help="file or folder to write")],
+    to: Annotated[
+        str,
+        typer.Option("--to", help="open_clip, hf_clip, hf_siglip; lavis, hf_blip2; latentmodal"),
+    ],
+    form: Annotated[
+        str, typer.Option("--from", help="run, or BLIP-2 as lavis, hf_blip2 or latentmodal")
+    ] = "run",
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="heads of the Q-Former (default: 64 wide each)")
+    ] = None,
+    vision: Annotated[
+        str | None, typer.Option(help="EVA weights, such as eva_vit_g.pth, where SOURCE has none")
+    ] = None,
+    vision_heads: Annotated[
+        int | None, typer.Option(min=1, help="heads of that tower (default: 88 wide each)")
+    ] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="language model: hub name (configuration) or folder (weights too)"),
+    ] = None,
+    projection: Annotated[
+        str | None, typer.Option(help="LAVIS' name: opt_proj, t5_proj or llm_proj")
+    ] = None,
+    with_vision: Annotated[
+        bool, typer.Option("--with-vision", help="write the image tower though it was frozen")
+    ] = False,
 ) -> None:
-    """Write a run's two towers and head under another library's names."""
-    from latentmodal.experiments.weights import convert_run
+    """Write a run's weights under another library's names, or BLIP-2's from one to another."""
+    from latentmodal.experiments.exports.blip2 import Options
+    from latentmodal.experiments.weights import convert as convert_weights
 
-    convert_run(source, target, to)
+    options = Options(
+        heads=heads,
+        vision=vision,
+        vision_heads=vision_heads,
+        llm=llm,
+        projection=projection,
+        with_vision=with_vision,
+    )
+    lines = convert_weights(source, target, to, form=form, options=options)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     console.print(f"wrote {target}")
 
 

@@ -67,6 +67,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         for _, raw in layers:
             merged = _merge(merged, raw)
+        if "system" in merged:
+            merged["system"] = _with_seed(merged["system"], str(merged.get("seed", 0)))
         return build_config(Recipe, merged)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(error, layers)) from error
@@ -207,6 +209,15 @@ def _merge_items(old: list[Any], new: Mapping[str, Any], path: str) -> list[Any]
             raise ValueError(f"{path}.{name}: no such item; the list has {len(merged)}, from 0 on")
         merged[index] = _merge_value(merged[index], value, f"{path}.{name}")
     return merged
+
+
+def _with_seed(node: Any, seed: str) -> Any:
+    """`{seed}` in the system's texts is the run's own: a chain of runs keeps its seeds apart."""
+    if isinstance(node, Mapping):
+        return {name: _with_seed(value, seed) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_seed(value, seed) for value in node]
+    return node.replace("{seed}", seed) if isinstance(node, str) else node
 
 
 def _read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:

@@ -1,6 +1,6 @@
 """One picture, its caption and a false one: how often is the true caption preferred?
 
-Shapes: P pairs of captions, E embedding width.
+Shapes: P pairs of captions, E embedding width, V embeddings of a picture.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentmodal.experiments.errors import UserError
-from latentmodal.experiments.evaluation.retrieval import TIE, unit_rows
+from latentmodal.experiments.evaluation.retrieval import TIE, paired_cosines, unit_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ def told_apart(
     the order was swapped) scores 0, not one half.
 
     Args:
-        image_PE: the picture of each pair; a picture may occur in several pairs.
+        image_PE: the picture of each pair, with one embedding or several (P, V, E) of which the
+            best counts; a picture may occur in several pairs.
         positive_PE: its true caption.
         negative_PE: the false one.
         kinds: what was changed in each pair, such as ``"relation_swap"``.
@@ -47,8 +48,25 @@ def told_apart(
             + ", ".join(map(str, lengths))
         )
     image_PE = unit_rows(image_PE, "image")
-    difference_PE = unit_rows(positive_PE, "caption") - unit_rows(negative_PE, "false caption")
-    right_P = (image_PE * difference_PE).sum(dim=1) > TIE
+    return preferred(
+        paired_cosines(image_PE, unit_rows(positive_PE, "caption")),
+        paired_cosines(image_PE, unit_rows(negative_PE, "false caption")),
+        kinds,
+    )
+
+
+def preferred(
+    true_P: Tensor, false_P: Tensor, kinds: Sequence[str], tie: float = TIE
+) -> dict[str, ChoiceResult]:
+    """Share of pairs in which the true caption scores higher, by kind of false caption.
+
+    Args:
+        true_P: the score of each true caption with its picture.
+        false_P: the score of the false one.
+        kinds: what was changed in each pair.
+        tie: scores closer than this are equal, and count as not told apart.
+    """
+    right_P = true_P - false_P > tie
     results = {}
     for kind in sorted(set(kinds)):
         of_kind_P = torch.tensor([k == kind for k in kinds], device=right_P.device)

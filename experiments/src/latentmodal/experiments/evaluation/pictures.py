@@ -9,7 +9,7 @@ from functools import cache
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from latentmodal.experiments.evaluation.retrieval import top_k, unit_rows
+from latentmodal.experiments.evaluation.retrieval import cosines, top_k, unit_rows
 
 WHITE, INK, GREY, LIGHT = "#ffffff", "#202124", "#80868b", "#dadce0"
 RIGHT, WRONG = "#1e8e3e", "#d93025"
@@ -71,7 +71,7 @@ def similarity_picture(
     Each row's own picture is framed: green when it is the best of the row, red otherwise, with a
     dot on the cell that won.
     """
-    cosines_NN = (unit_rows(text_NE, "text") @ unit_rows(image_NE, "image").T).tolist()
+    cosines_NN = cosines(unit_rows(image_NE, "image"), unit_rows(text_NE, "text")).T.tolist()
     low, high = (f(map(f, cosines_NN)) for f in (min, max))
     count = len(captions)
     cell, left, pad = max(36, min(64, 800 // count)), 260, 12
@@ -125,7 +125,7 @@ def retrieved_images_picture(
     tile, pad, gap = 100, 12, 8
     own_x = pad + k * (tile + gap) + 2 * pad
     row_height, width = tile + 70, own_x + tile + pad
-    canvas, draw = _page(
+    canvas, draw = page(
         width, len(queries) * row_height, f"captions, their {k} best of {len(image_NE)} pictures"
     )
     draw.text((width - pad, pad), "own picture", GREY, font(18), anchor="ra")
@@ -162,7 +162,7 @@ def retrieved_captions_picture(
     owners = text_to_image_M.tolist()
     tile, pad, line, width = 112, 12, 28, 700
     row_height, left = (k + 1) * line + 16, tile + 3 * pad
-    canvas, draw = _page(
+    canvas, draw = page(
         width, len(queries) * row_height, f"pictures, their {k} best of {len(text_ME)} captions"
     )
     for row, query in enumerate(queries):
@@ -201,7 +201,8 @@ def point_sprite(image_CHW: Tensor, kind: str, size: int) -> Image.Image:
     return sprite
 
 
-def _page(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def page(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A white sheet with a title, and what draws on it."""
     canvas = Image.new("RGB", (width, HEADER + height), WHITE)
     draw = ImageDraw.Draw(canvas)
     draw.text((12, 12), title, GREY, font(18))

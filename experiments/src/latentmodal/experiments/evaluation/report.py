@@ -1,9 +1,10 @@
 """One evaluation: named metrics beside chance, as JSON, as a table, and in TensorBoard."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import pvariance
 from typing import Literal
 
 from rich import box
@@ -11,12 +12,21 @@ from rich.table import Table
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.evaluation.captions.naming import NamingResult
 from latentmodal.experiments.evaluation.choices import ChoiceResult
 from latentmodal.experiments.evaluation.retrieval import RetrievalResult
+from latentmodal.experiments.evaluation.vqa import VqaResult
 from latentmodal.experiments.evaluation.zero_shot import ZeroShotResult
 from latentmodal.experiments.files import write_text_atomically
 
 FORMAT_VERSION = 1
+
+SCORES = {
+    "similarity": "cosine",
+    "itm": "matching logit",
+    "itg": "log-likelihood of the whole caption",
+}
+"""What a picture and a caption may be compared by, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +34,14 @@ class Metric:
     """A number and what is needed to read it.
 
     ``n`` is the number of queries, images or pairs; ``protocol`` says in words how it was taken,
-    since equal names under different protocols must not be compared.
+    since equal names under different protocols must not be compared. A ``score`` is no share, but
+    shown 100-fold as one is: CIDEr-D's 1.216 is the 121.6 of papers.
     """
 
     value: float
     n: int
     protocol: str
-    unit: Literal["share", "rank"] = "share"
+    unit: Literal["share", "score", "rank"] = "share"
     chance: float | None = None
     standard_error: float | None = None
 
@@ -131,6 +142,21 @@ def retrieval_section(result: RetrievalResult) -> dict[str, Metric]:
     return section
 
 
+def itm_retrieval_section(result: RetrievalResult, top_k: int) -> dict[str, Metric]:
+    """Recall at each K, both ways, after re-ranking; median ranks beyond the candidates mean none.
+
+    Args:
+        result: from `reranked_metrics`.
+        top_k: as it was given.
+    """
+    note = f"the {top_k} best by cosine ordered by matching logit + cosine, all others below"
+    return {
+        name: replace(metric, protocol=f"{note}; {metric.protocol}")
+        for name, metric in retrieval_section(result).items()
+        if metric.unit == "share"
+    }
+
+
 def zero_shot_section(result: ZeroShotResult, templates: str) -> dict[str, Metric]:
     """Top-1, top-5 when there is one, and mean per-class recall.
 
@@ -151,22 +177,119 @@ def zero_shot_section(result: ZeroShotResult, templates: str) -> dict[str, Metri
     return section
 
 
-def choices_section(results: Mapping[str, ChoiceResult]) -> dict[str, Metric]:
-    """The share of each kind of false caption told apart from the true one."""
+def choices_section(
+    results: Mapping[str, ChoiceResult], by: str = "similarity"
+) -> dict[str, Metric]:
+    """The share of each kind of false caption told apart from the true one.
+
+    Args:
+        results: from `told_apart` or `preferred`.
+        by: the score compared; a key of `SCORES`.
+    """
     return {
         kind: Metric(
             value=result.share,
             chance=result.chance,
             n=result.num_pairs,
             standard_error=result.standard_error,
-            protocol="true caption scores above the false one; ties against the model",
+            protocol=f"true caption scores above the false one by {SCORES[by]}; "
+            "ties against the model",
         )
         for kind, result in results.items()
     }
 
 
+def captions_section(
+    values: Mapping[str, float],
+    references: Sequence[Sequence[str]],
+    *,
+    with_java: bool = False,
+) -> dict[str, Metric]:
+    """COCO's caption metrics.
+
+    Args:
+        values: from `caption_metrics`.
+        references: those it was given.
+        with_java: as it was given.
+    """
+    fewest, most = (f(map(len, references)) for f in (min, max))
+    count = str(fewest) if fewest == most else f"{fewest} to {most}"
+    tokenizer = "Stanford PTBTokenizer 3.4.1" if with_java else "Java-free PTB-like tokeniser"
+    noun = "reference" if most == 1 else "references"
+    protocol = f"COCO caption evaluation; {tokenizer}; {count} {noun} per picture"
+    idf = f"IDF from the references of these {len(references)} pictures; papers give 100 times this"
+    section = {}
+    for name, value in values.items():
+        is_cider = name == "CIDEr-D"
+        section[name] = Metric(
+            value=value,
+            n=len(references),
+            unit="score" if is_cider else "share",
+            protocol=f"{protocol}; {idf}" if is_cider else protocol,
+        )
+    return section
+
+
+def naming_section(result: NamingResult) -> dict[str, Metric]:
+    """Whether captions name the things of their pictures: exact set, precision, recall."""
+    protocol = "known names found in the caption, longest first, against those of the picture"
+    mentioned, true = f"{result.num_mentioned} names mentioned", f"{result.num_true} true names"
+    return {
+        "names_exact": Metric(
+            value=result.exact,
+            n=result.num_pictures,
+            standard_error=_binomial_error(result.exact, result.num_pictures),
+            protocol=f"{protocol}; equal as sets",
+        ),
+        "names_precision": Metric(
+            value=result.precision, n=result.num_pictures, protocol=f"{protocol}; {mentioned}"
+        ),
+        "names_recall": Metric(
+            value=result.recall, n=result.num_pictures, protocol=f"{protocol}; {true}"
+        ),
+    }
+
+
+def vqa_section(result: VqaResult, kinds: Sequence[str] | None = None) -> dict[str, Metric]:
+    """The mean over questions under the metric's own name and, with kinds, that of each kind.
+
+    Args:
+        result: from `vqa_accuracy`, `exact_match` or `gqa_accuracy`.
+        kinds: the kind of each question, such as ``"count"``.
+
+    Raises:
+        UserError: not as many kinds as questions.
+    """
+    scores_of = {result.name: list(result.scores)}
+    if kinds is not None:
+        if len(kinds) != len(result.scores):
+            raise UserError(f"{len(kinds)} kinds for {len(result.scores)} questions")
+        for kind in sorted(set(kinds)):
+            pairs = zip(kinds, result.scores, strict=True)
+            scores_of[f"{result.name}/{kind}"] = [score for own, score in pairs if own == kind]
+    return {
+        name: Metric(
+            value=sum(scores) / len(scores),
+            n=len(scores),
+            standard_error=(pvariance(scores) / len(scores)) ** 0.5,
+            protocol=result.protocol,
+        )
+        for name, scores in scores_of.items()
+    }
+
+
+def _binomial_error(share: float, n: int) -> float:
+    return (share * (1 - share) / n) ** 0.5
+
+
 def _shown(number: float, metric: Metric) -> str:
-    return f"{100 * number:.1f} %" if metric.unit == "share" else f"{number:g}"
+    match metric.unit:
+        case "share":
+            return f"{100 * number:.1f} %"
+        case "score":
+            return f"{100 * number:.1f}"
+        case "rank":
+            return f"{number:g}"
 
 
 def _shown_error(metric: Metric) -> str:

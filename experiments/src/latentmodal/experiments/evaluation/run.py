@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from latentmodal.bridges import QFormer
+from latentmodal.bridges.attention_maps import record_cross_attention
 from latentmodal.experiments.data.config import LoaderConfig
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation import tensorboard as views
 from latentmodal.experiments.evaluation.report import EvalReport
-from latentmodal.experiments.evaluation.tasks import EmbeddedSet, EvaluationConfig, embed_set
+from latentmodal.experiments.evaluation.sets import EvaluationSet, has_similarity
+from latentmodal.experiments.evaluation.tasks import EvaluationConfig
 from latentmodal.experiments.recipe import load_recipe
 from latentmodal.experiments.training.checkpoints import read_checkpoint, step_of
 from latentmodal.experiments.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+SAMPLES_SHOWN: Final = 12
+"""Pictures whose generated captions TensorBoard shows."""
+
+ATTENTION_SHOWN: Final = 4
+"""Those of them over which the queries' attention is laid."""
 
 
 @dataclass
@@ -29,6 +40,9 @@ class Evaluator:
     """Evaluates one system on a recipe's tasks and shows it in TensorBoard.
 
     `run` is a collective operation: every rank calls it; only rank 0, which has the writer, writes.
+
+    Raises:
+        UserError: a task needs what the system has not.
     """
 
     config: EvaluationConfig
@@ -36,13 +50,19 @@ class Evaluator:
     context: dict[str, str | int | float | None]
     writer: SummaryWriter | None = None
 
+    def __post_init__(self) -> None:
+        for name, task in self.config.tasks.items():
+            try:
+                task.check(self.system)
+            except UserError as error:
+                raise UserError(f"evaluation.tasks.{name}: {error}") from error
+
     def run(self, step: int, *, projector: bool = False) -> EvalReport:
         """All tasks at `step`; the projector once at the end: TensorBoard opens its oldest step."""
-        sets: dict[str, EmbeddedSet] = {}
+        sets = self._sets()
         sections, confusions = {}, {}
         for name, task in self.config.tasks.items():
-            data = self._embedded(task.source, sets)
-            sections[name], confused = task.run(self.system, data)
+            sections[name], confused = task.run(self.system, sets[repr(task.source)])
             if confused:
                 confusions[name] = confused
         report = EvalReport(
@@ -56,20 +76,57 @@ class Evaluator:
             self._show(data, shown, step, projector)
         return report
 
-    def _embedded(self, source: Any, sets: dict[str, EmbeddedSet]) -> EmbeddedSet:
-        key = repr(source)
-        if key not in sets:
-            loader = LoaderConfig(batch_size=self.config.batch_size, workers=self.config.workers)
-            preprocess = self.system.model.image_encoder.preprocess
-            sets[key] = embed_set(self.system, source, preprocess, loader, self.system.device)
-        return sets[key]
+    def _sets(self) -> dict[str, EvaluationSet]:
+        """One set per source; nothing is read yet."""
+        loader = LoaderConfig(batch_size=self.config.batch_size, workers=self.config.workers)
+        tasks = list(self.config.tasks.values())
+        featured = {repr(task.source) for task in tasks if task.reads_features}
+        return {
+            key: EvaluationSet(self.system, source, loader, keep_features=key in featured)
+            for key, source in {repr(task.source): task.source for task in tasks}.items()
+        }
 
-    def _show(self, data: EmbeddedSet, split: str, step: int, projector: bool) -> None:
-        captions = [texts[0] for texts in data.captions[: len(data.pixels)]]
+    def _show(self, data: EvaluationSet, split: str, step: int, projector: bool) -> None:
+        pixels = data.samples.pixels
+        captions = [(*texts, "")[0] for texts in data.samples.captions[: len(pixels)]]
+        self._show_samples(pixels, captions, step)
+        if data.is_embedded and has_similarity(self.system):
+            self._show_space(data, captions, split, step, projector)
+        if self.writer is not None:
+            self.writer.flush()
+
+    def _show_samples(self, pixels: list[Tensor], captions: list[str], step: int) -> None:
+        """What the model says of a few pictures, and where its queries look meanwhile."""
+        rows = views.spread(len(pixels), SAMPLES_SHOWN)
+        shown = [pixels[row] for row in rows]
+        bridge, said = getattr(self.system.model, "bridge", None), None
+        # The model's own methods run the bridge: under FSDP its weights are there only then.
+        with ExitStack() as stack:
+            maps: list[Tensor] = []
+            if isinstance(bridge, QFormer):
+                maps = stack.enter_context(record_cross_attention(bridge))
+            pixels_BCHW = torch.stack(shown).to(self.system.device)
+            if _says_captions(self.system):
+                said = self.system.caption_images(pixels_BCHW)
+            elif isinstance(bridge, QFormer) and hasattr(self.system, "read_images"):
+                self.system.read_images(pixels_BCHW)
+        if self.writer is None:
+            return
+        if said is not None:
+            true = [captions[row] for row in rows]
+            views.generated_captions(self.writer, shown, true, said, step)
+        if maps:
+            few = views.spread(len(rows), ATTENTION_SHOWN)
+            mean_BMN = torch.stack(maps).mean(dim=0).cpu()
+            views.query_attention(self.writer, [shown[row] for row in few], mean_BMN[few], step)
+
+    def _show_space(
+        self, data: EvaluationSet, captions: list[str], split: str, step: int, projector: bool
+    ) -> None:
         text_NE = self.system.embed_captions(captions)
         if self.writer is None:
             return
-        images, image_NE = data.pixels, data.image_NE[: len(data.pixels)]
+        images, image_NE = data.samples.pixels, data.image_NE[: len(captions)]
         views.similarity_matrix(self.writer, images, captions, image_NE, text_NE, step)
         owner_N = torch.arange(len(captions))
         views.retrieved_examples(self.writer, images, captions, image_NE, text_NE, owner_N, step)
@@ -78,7 +135,15 @@ class Evaluator:
             views.embedding_projector(
                 self.writer, images, captions, image_NE, text_NE, splits, step
             )
-        self.writer.flush()
+
+
+def _says_captions(system: Any) -> bool:
+    """Whether `caption_images` is there and asks nothing that only a sample could answer."""
+    if not hasattr(system, "caption_images"):
+        return False
+    if hasattr(system, "caption_scores"):  # a Q-Former that captions by itself, if trained to
+        return system.model.bridge.caption_head is not None
+    return bool(system.config.target == "caption")
 
 
 def load_system(run: RunFolder, checkpoint: Path, overrides: Sequence[str] = ()) -> tuple[Any, Any]:

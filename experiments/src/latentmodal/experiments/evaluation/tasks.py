@@ -1,95 +1,61 @@
 """What a recipe may evaluate: each task turns a trained system and a source into named metrics.
 
-Legend: N images, M texts, E embedding width, C H W pixels.
+Legend: N images, M texts, E embedding width, P pairs, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from latentmodal.encoders import Preprocess
 from latentmodal.experiments.choose import choice, choices
-from latentmodal.experiments.data.config import LoaderConfig
-from latentmodal.experiments.data.loader import EvalLoader, gather_objects
-from latentmodal.experiments.data.module import SOURCES, resolve_source
+from latentmodal.experiments.data.module import SOURCES
 from latentmodal.experiments.errors import UserError
-from latentmodal.experiments.evaluation.choices import told_apart
+from latentmodal.experiments.evaluation.answers import CaptionsTask, VqaTask
+from latentmodal.experiments.evaluation.choices import preferred, told_apart
+from latentmodal.experiments.evaluation.matching import (
+    PAIR_TIE,
+    pair_score,
+    reranked_metrics,
+    score_pairs,
+)
 from latentmodal.experiments.evaluation.report import (
+    SCORES,
     Metric,
     choices_section,
+    itm_retrieval_section,
     retrieval_section,
     zero_shot_section,
 )
 from latentmodal.experiments.evaluation.retrieval import retrieval_metrics
+from latentmodal.experiments.evaluation.sets import EvaluationSet, require_similarity
 from latentmodal.experiments.evaluation.zero_shot import (
     TEMPLATES,
     class_embeddings,
     zero_shot_metrics,
 )
 
-MAX_SHOWN = 512
-"""Pictures kept of an evaluation set for the views; metrics need embeddings only."""
-
 Confusions = list[tuple[str, str, int]]
 
 
-class Embedder(Protocol):
-    """What tasks need of a system: one latent space for pictures and captions."""
+class Task(Protocol):
+    """What a recipe names under `evaluation.tasks`."""
 
-    def embed_images(self, pixels_BCHW: Tensor) -> Tensor: ...
+    source: Any
 
-    def embed_captions(self, captions: list[str]) -> Tensor: ...
+    @property
+    def reads_features(self) -> bool:
+        """Whether `run` asks its set for `features`."""
 
+    def check(self, system: Any) -> None:
+        """Raise `UserError`, before any training, where the system lacks what `run` needs."""
 
-@dataclass(frozen=True)
-class EmbeddedSet:
-    """An evaluation set, embedded once and shared by every task that reads it."""
-
-    image_NE: Tensor
-    pixels: list[Tensor]
-    """Of the first `MAX_SHOWN` rows."""
-    captions: list[list[str]]
-    meta: list[dict[str, Any]]
-
-
-def embed_set(
-    system: Embedder,
-    source: Any,
-    preprocess: Preprocess,
-    loader: LoaderConfig,
-    device: torch.device,
-) -> EmbeddedSet:
-    """Embed every picture of `source`, each rank its share, and bring the rows together in order.
-
-    A collective operation: every rank calls it and every rank gets the whole set.
-    """
-    batches = EvalLoader([resolve_source(source)], loader, image_transform=preprocess.eval())
-    mine: dict[int, tuple[Tensor, Tensor | None, list[str], dict[str, Any]]] = {}
-    for batch in batches:
-        image_BE = system.embed_images(batch.pixels_BCHW.to(device)).cpu()
-        for row, index in enumerate(batch.index_B.tolist()):
-            # Clones: a view would travel between ranks with the whole batch it looks into.
-            mine[index] = (
-                image_BE[row].clone(),
-                batch.pixels_BCHW[row].clone() if index < MAX_SHOWN else None,
-                batch.all_captions[row],
-                batch.meta[row],
-            )
-    everyone: dict[int, tuple[Tensor, Tensor | None, list[str], dict[str, Any]]] = {}
-    for part in gather_objects(mine):
-        everyone.update(part)
-    rows = [everyone[index] for index in sorted(everyone)]
-    return EmbeddedSet(
-        image_NE=torch.stack([row[0] for row in rows]),
-        pixels=[row[1] for row in rows[:MAX_SHOWN] if row[1] is not None],
-        captions=[row[2] for row in rows],
-        meta=[row[3] for row in rows],
-    )
+    def run(self, system: Any, data: EvaluationSet) -> tuple[dict[str, Metric], Confusions]:
+        """Metrics, and what was confused with what; a collective operation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +65,58 @@ class RetrievalTask:
     source: Any = choice(SOURCES)
     ks: tuple[int, ...] = (1, 5, 10)
     captions: str = "all"
+    reads_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.captions not in ("all", "first"):
-            raise ValueError(f"captions is '{self.captions}'; choose all or first")
+        _check_captions(self.captions)
 
-    def run(self, system: Embedder, data: EmbeddedSet) -> tuple[dict[str, Metric], Confusions]:
+    def check(self, system: Any) -> None:
+        """A system that embeds pictures and captions is needed."""
+        require_similarity(system)
+
+    def run(self, system: Any, data: EvaluationSet) -> tuple[dict[str, Metric], Confusions]:
         """Rank every caption for every picture and the other way round."""
-        kept = [texts[:1] if self.captions == "first" else texts for texts in data.captions]
-        owner_M = torch.tensor([row for row, texts in enumerate(kept) for _ in texts])
-        text_ME = system.embed_captions([text for texts in kept for text in texts])
-        return retrieval_section(retrieval_metrics(data.image_NE, text_ME, owner_M, self.ks)), []
+        image_NE = data.image_NE
+        texts, owner_M = _gallery(data, self.captions)
+        text_ME = system.embed_captions(texts)
+        return retrieval_section(retrieval_metrics(image_NE, text_ME, owner_M, self.ks)), []
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItmRetrievalTask:
+    """Retrieval whose `top_k` by similarity are ordered anew by the matching head (BLIP-2)."""
+
+    source: Any = choice(SOURCES)
+    ks: tuple[int, ...] = (1, 5, 10)
+    captions: str = "all"
+    top_k: int = 128
+    reads_features: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_captions(self.captions)
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; give 1 or more")
+
+    def check(self, system: Any) -> None:
+        """Both the contrastive and the matching objective are needed."""
+        require_similarity(system)
+        pair_score(system, "itm")
+
+    def run(self, system: Any, data: EvaluationSet) -> tuple[dict[str, Metric], Confusions]:
+        """Find candidates by similarity, score each with its query, rank by both."""
+        scorer = pair_score(system, "itm")
+        image_NE = data.image_NE
+        texts, owner_M = _gallery(data, self.captions)
+
+        def score(image_P: Tensor, text_P: Tensor) -> Tensor:
+            return score_pairs(
+                scorer, data.features, image_P, text_P, texts,
+                batch_size=data.batch_size, device=data.device,
+            )  # fmt: skip
+
+        text_ME = system.embed_captions(texts)
+        result = reranked_metrics(image_NE, text_ME, owner_M, score, ks=self.ks, top_k=self.top_k)
+        return itm_retrieval_section(result, self.top_k), []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,25 +126,58 @@ class ToldApartTask:
     source: Any = choice(SOURCES)
     negatives: tuple[str, ...] = ("relation_swap", "noun_swap")
     """Keys of `negatives` in each sample's json; a null there leaves the sample out."""
+    by: str = "similarity"
+    """The score compared: `similarity`, `itm` (the matching logit), `itg` (the likelihood)."""
 
-    def run(self, system: Embedder, data: EmbeddedSet) -> tuple[dict[str, Metric], Confusions]:
+    def __post_init__(self) -> None:
+        if self.by not in SCORES:
+            raise ValueError(f"by is '{self.by}'; choose from {', '.join(SCORES)}")
+
+    @property
+    def reads_features(self) -> bool:
+        """All but the similarity look at the picture's features again, with the text."""
+        return self.by != "similarity"
+
+    def check(self, system: Any) -> None:
+        """The objective that gives the score is needed."""
+        if self.by == "similarity":
+            require_similarity(system)
+        else:
+            pair_score(system, self.by)
+
+    def run(self, system: Any, data: EvaluationSet) -> tuple[dict[str, Metric], Confusions]:
         """Score each picture with its first caption and with the false ones."""
+        # The pass over the pictures first: it gives the captions too.
+        if self.by == "similarity":
+            image_NE = data.image_NE
+            rows, true, false, kinds = self._pairs(data)
+            positive_PE, negative_PE = map(system.embed_captions, (true, false))
+            results = told_apart(image_NE[rows], positive_PE, negative_PE, kinds)
+        else:
+            held = data.features
+            rows, true, false, kinds = self._pairs(data)
+            score_P = score_pairs(
+                pair_score(system, self.by), held, torch.tensor(rows * 2),
+                torch.arange(2 * len(rows)), true + false,
+                batch_size=data.batch_size, device=data.device,
+            )  # fmt: skip
+            true_P, false_P = score_P.chunk(2)
+            results = preferred(true_P, false_P, kinds, tie=PAIR_TIE)
+        return choices_section(results, self.by), []
+
+    def _pairs(self, data: EvaluationSet) -> tuple[list[int], list[str], list[str], list[str]]:
+        """Pictures by row, their true captions, false ones, and what is false in them."""
+        samples = data.samples
         pairs = [
-            (row, data.captions[row][0], false, kind)
+            (row, samples.captions[row][0], false, kind)
             for kind in self.negatives
-            for row, meta in enumerate(data.meta)
-            if (false := meta.get("negatives", {}).get(kind))
+            for row, meta in enumerate(samples.meta)
+            if (false := meta.get("negatives", {}).get(kind)) and samples.captions[row]
         ]
         if not pairs:
             raise UserError(f"no sample has negatives of kind {', '.join(self.negatives)}")
         rows, true, false_captions, kinds = (list(column) for column in zip(*pairs, strict=True))
-        results = told_apart(
-            data.image_NE[rows],
-            system.embed_captions(true),
-            system.embed_captions(false_captions),
-            kinds,
-        )
-        return choices_section(results), []
+        return rows, true, false_captions, kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,16 +188,36 @@ class ZeroShotTask:
     label: str = "label"
     """Where the class name stands in a sample's json; dots go deeper, as in `captions.0`."""
     templates: tuple[str, ...] = TEMPLATES["photo"]
+    reads_features: ClassVar[bool] = False
 
-    def run(self, system: Embedder, data: EmbeddedSet) -> tuple[dict[str, Metric], Confusions]:
+    def check(self, system: Any) -> None:
+        """A system that embeds pictures and captions is needed."""
+        require_similarity(system)
+
+    def run(self, system: Any, data: EvaluationSet) -> tuple[dict[str, Metric], Confusions]:
         """Embed every class name that occurs, then name every picture."""
-        labels = [_label(meta, self.label, row) for row, meta in enumerate(data.meta)]
+        image_NE = data.image_NE
+        labels = [_label(meta, self.label, row) for row, meta in enumerate(data.samples.meta)]
         names = sorted(set(labels))
         class_CE = class_embeddings(names, self.templates, system.embed_captions)
         index = {name: number for number, name in enumerate(names)}
         labels_N = torch.tensor([index[label] for label in labels])
-        result = zero_shot_metrics(data.image_NE, class_CE, labels_N, names)
+        result = zero_shot_metrics(image_NE, class_CE, labels_N, names)
         return zero_shot_section(result, " | ".join(self.templates)), result.confusions
+
+
+def _check_captions(captions: str) -> None:
+    if captions not in ("all", "first"):
+        raise ValueError(f"captions is '{captions}'; choose all or first")
+
+
+def _gallery(data: EvaluationSet, captions: str) -> tuple[list[str], Tensor]:
+    """The texts (M) to retrieve, and the row of the picture each belongs to."""
+    kept = [texts[:1] if captions == "first" else texts for texts in data.samples.captions]
+    if not any(kept):
+        raise UserError("no sample has a caption to retrieve; name another source")
+    owner_M = torch.tensor([row for row, texts in enumerate(kept) for _ in texts])
+    return [text for texts in kept for text in texts], owner_M
 
 
 def _label(meta: Mapping[str, Any], path: str, row: int) -> str:
@@ -174,8 +234,11 @@ def _label(meta: Mapping[str, Any], path: str, row: int) -> str:
 
 TASKS: dict[str, type] = {
     "retrieval": RetrievalTask,
+    "itm_retrieval": ItmRetrievalTask,
     "told_apart": ToldApartTask,
     "zero_shot": ZeroShotTask,
+    "captions": CaptionsTask,
+    "vqa": VqaTask,
 }
 
 

@@ -1,8 +1,10 @@
 """The views a run leaves in TensorBoard: pictures, the joint embedding space, the recipe.
 
-Shapes: N images, M texts, E embedding width, C channels, H/W pixels.
+Shapes: N images, M texts, E embedding width, C channels, H/W pixels. Of attention: B pictures, M
+queries, N tokens of a picture, in a grid of G x G.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +21,13 @@ from latentmodal.experiments.evaluation.pictures import (
     similarity_picture,
 )
 from latentmodal.experiments.evaluation.retrieval import unit_rows
+from latentmodal.experiments.evaluation.sheets import (
+    captions_picture,
+    query_attention_picture,
+    token_grid,
+)
+
+log = logging.getLogger(__name__)
 
 MAX_MATRIX: Final = 32
 """Pictures in a similarity matrix at most; more could not be read."""
@@ -49,7 +58,7 @@ def similarity_matrix(
         max_pairs: pairs shown, never more than `MAX_MATRIX`; up to 16 have their cosines written.
         tag: name in TensorBoard.
     """
-    rows = _spread(len(captions), min(max_pairs, MAX_MATRIX))
+    rows = spread(len(captions), min(max_pairs, MAX_MATRIX))
     shown, texts = [images[row] for row in rows], [captions[row] for row in rows]
     picture = similarity_picture(shown, texts, image_NE[rows], text_NE[rows])
     _add(writer, tag, picture, step)
@@ -83,11 +92,11 @@ def retrieved_examples(
         tag: name in TensorBoard; two pictures are written under it.
     """
     gallery = (images, captions, image_NE, text_ME, text_to_image_M)
-    texts = _spread(len(captions), num_queries)
+    texts = spread(len(captions), num_queries)
     _add(writer, f"{tag}/by_caption", retrieved_images_picture(*gallery, queries=texts), step)
     # Only pictures that have a caption can find it.
     captioned = text_to_image_M.unique().tolist()
-    rows = [captioned[place] for place in _spread(len(captioned), num_queries)]
+    rows = [captioned[place] for place in spread(len(captioned), num_queries)]
     _add(writer, f"{tag}/by_picture", retrieved_captions_picture(*gallery, queries=rows), step)
 
 
@@ -110,15 +119,20 @@ def embedding_projector(
         writer: where to.
         images: uint8 pictures CHW.
         captions: caption i belongs to picture i.
-        image_NE: their embeddings, normalised here.
+        image_NE: their embeddings, normalised here; of several per picture, the one nearest to
+            its caption is shown.
         text_NE: their embeddings, normalised here.
         splits: the split of each pair, to colour by.
         step: global step.
         max_pairs: pairs shown, spread evenly; each gives two points.
         tag: name in TensorBoard.
     """
-    rows = _spread(len(captions), max_pairs)
-    points = torch.cat([unit_rows(image_NE[rows], "image"), unit_rows(text_NE[rows], "text")])
+    rows = spread(len(captions), max_pairs)
+    image_PE, text_PE = unit_rows(image_NE[rows], "image"), unit_rows(text_NE[rows], "text")
+    if image_PE.dim() == 3:
+        best_P = (image_PE @ text_PE[:, :, None]).squeeze(2).argmax(dim=1)
+        image_PE = image_PE[torch.arange(len(rows)), best_P]
+    points = torch.cat([image_PE, text_PE])
     kinds = [kind for kind in ("image", "text") for _ in rows]
     sprites = [
         point_sprite(images[row], kind, SPRITE) for kind, row in zip(kinds, rows * 2, strict=True)
@@ -138,12 +152,60 @@ def embedding_projector(
     )
 
 
+def query_attention(
+    writer: SummaryWriter,
+    images: Sequence[Tensor],
+    attention_BMN: Tensor,
+    step: int,
+    tag: str = "views/query_attention",
+) -> None:
+    """Where each query looks, laid over the pictures; see `query_attention_picture`.
+
+    Where the tokens are no square grid, a line in the log says so and nothing is written.
+
+    Args:
+        writer: where to.
+        images: uint8 pictures CHW.
+        attention_BMN: of M queries to the N tokens of each picture.
+        step: global step.
+        tag: name in TensorBoard.
+    """
+    grid_BMGG = token_grid(attention_BMN)
+    if grid_BMGG is None:
+        tokens = attention_BMN.shape[2]
+        log.info("%s is left out: %d tokens of a picture are no square grid", tag, tokens)
+        return
+    _add(writer, tag, query_attention_picture(images, grid_BMGG), step)
+
+
+def generated_captions(
+    writer: SummaryWriter,
+    images: Sequence[Tensor],
+    captions: Sequence[str],
+    generated: Sequence[str],
+    step: int,
+    tag: str = "views/captions",
+) -> None:
+    """What the model says of some pictures, below what is true of them.
+
+    Args:
+        writer: where to.
+        images: uint8 pictures CHW.
+        captions: a true one for each.
+        generated: the model's.
+        step: global step.
+        tag: name in TensorBoard.
+    """
+    _add(writer, tag, captions_picture(images, captions, generated), step)
+
+
 def recipe_text(writer: SummaryWriter, recipe_yaml: str, step: int = 0) -> None:
     """The resolved recipe, as it was written, in the Text tab."""
     writer.add_text("recipe", f"```yaml\n{recipe_yaml.rstrip()}\n```", step)
 
 
-def _spread(total: int, count: int) -> list[int]:
+def spread(total: int, count: int) -> list[int]:
+    """At most ``count`` of ``total`` places, evenly apart; the same at every step."""
     count = min(total, count)
     return [place * total // count for place in range(count)]
 

@@ -1,6 +1,6 @@
 """Naming pictures by text alone: prompt templates averaged into one classifier per class name.
 
-Shapes: N images, C classes, E embedding width, P prompts.
+Shapes: N images, V embeddings of an image, C classes, E embedding width, P prompts.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentmodal.experiments.errors import UserError
-from latentmodal.experiments.evaluation.retrieval import TIE, unit_rows
+from latentmodal.experiments.evaluation.retrieval import TIE, cosines, unit_rows
 
 TEMPLATES: Final[Mapping[str, tuple[str, ...]]] = {
     "name": ("{}",),
@@ -100,7 +100,7 @@ def zero_shot_metrics(
     Mean per-class recall is over the classes that have images.
 
     Args:
-        image_NE: image embeddings.
+        image_NE: image embeddings; or (N, V, E), the best of each image counting.
         class_CE: from `class_embeddings`.
         labels_N: int64, the true class of each image.
         class_names: names in the order of ``class_CE``.
@@ -117,7 +117,7 @@ def zero_shot_metrics(
             f"labels {int(labels_N.min())}..{int(labels_N.max())} do not fit "
             f"{num_classes} class names (0..{num_classes - 1})"
         )
-    scores_NC = unit_rows(image_NE, "image") @ unit_rows(class_CE, "class").T
+    scores_NC = cosines(unit_rows(image_NE, "image"), unit_rows(class_CE, "class"))
     labels_N = labels_N.to(scores_NC.device)
     target_N1 = scores_NC.gather(1, labels_N[:, None])
     others_NC = scores_NC.scatter(1, labels_N[:, None], -torch.inf)

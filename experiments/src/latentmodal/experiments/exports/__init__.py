@@ -1,4 +1,7 @@
-"""A dual encoder under the names of other libraries, with their configuration beside it."""
+"""A dual encoder, or BLIP-2, under the names of other libraries with their configuration beside it.
+
+The table is of dual encoders; BLIP-2's formats, which are read as well, are in `weights`.
+"""
 
 from collections.abc import Callable
 

@@ -84,7 +84,7 @@ def _hf_export(
         if converted.state[name].shape != shape:
             found = tuple(converted.state[name].shape)
             raise ValueError(f"{kind.__name__} expects {name} as {tuple(shape)}, not {found}")
-    processor = _hf_processor(model.image_encoder.preprocess)
+    processor = hf_processor(model.image_encoder.preprocess)
     configs = {
         "config.json": config.to_json_string(),
         "preprocessor_config.json": json.dumps(processor, indent=2),
@@ -129,7 +129,8 @@ def _hf_activation(tower: str, activation: str | None) -> str:
     return _HF_ACTIVATION[activation]
 
 
-def _hf_processor(preprocess: Preprocess) -> dict[str, Any]:
+def hf_processor(preprocess: Preprocess) -> dict[str, Any]:
+    """`preprocessor_config.json` of what evaluation does to a picture."""
     size, crop = preprocess.size, preprocess.resize == "crop"
     square = {"height": size, "width": size}
     return {

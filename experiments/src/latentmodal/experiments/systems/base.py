@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from latentmodal.bridges.distributed import sum_over_ranks, world_size
+from latentmodal.encoders import ImageEncoder, Tokenizer
+from latentmodal.experiments.data.augment import AugmentConfig
+from latentmodal.experiments.data.collate import PromptTransform
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
 from latentmodal.experiments.training.freeze import FreezePlan, keep_frozen_in_eval
@@ -38,6 +44,26 @@ class System(LightningModule):
         self.frozen_fingerprint = fingerprint(model)
         self.shown: dict[str, float] = {}  # what the progress bar shows: plain numbers, read once
         self._wrapped = self._sharded = False
+        self.tokenizer: Tokenizer | None = None
+
+    def image_transform(self, augment: AugmentConfig) -> Callable[[Any], Tensor]:
+        """How training pictures become pixels."""
+        encoder = self.model.image_encoder
+        assert isinstance(encoder, ImageEncoder)
+        return encoder.preprocess.train(augment.scale, flip=augment.flip)
+
+    @property
+    def text_transform(self) -> Tokenizer | None:
+        """What makes tokens of captions in the loader, where the system reads them."""
+        return self.tokenizer
+
+    @property
+    def prompt_transform(self) -> PromptTransform | None:
+        """What writes a language model's prompts in the loader, where the system has one."""
+        return None
+
+    def finish(self, folder: Path) -> None:
+        """Leave what others will read in the run's folder; every rank calls it after the end."""
 
     def configure_model(self) -> None:
         """Apply compilation and parallelism once (Lightning calls this at every stage)."""
@@ -102,12 +128,17 @@ class System(LightningModule):
         `self.log` would hold them until after the checkpoint hook: a run killed there would resume
         past a step whose point in the curve was never written.
         """
-        mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
-        scalars = {"loss": mean, "lr": self._peak_lr(), **values}
+        scalars: dict[str, Any] = {"loss": self.mean_over_ranks(loss), "lr": self._peak_lr(), **values}
         metrics = {f"train/{name}": float(value) for name, value in scalars.items()}
         self.shown["loss"] = metrics["train/loss"]
         if self.logger is not None:
             self.logger.log_metrics(metrics, step=self.global_step + 1)  # of completed steps
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """For the record; every rank calls it."""
+        # A copy, because the reduction writes into what it is given.
+        mean: Tensor = self.trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")
+        return mean
 
     def _peak_lr(self) -> float:
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
@@ -124,6 +155,12 @@ class System(LightningModule):
                 f"(samples {', '.join(keys[:4])}, …); lower optim.lr, set optim.grad_clip, "
                 "then resume=true from the checkpoint before"
             )
+
+
+def shared_count(count: int, device: torch.device) -> Tensor:
+    """What to divide a local sum by, so that its mean over ranks is that over all ranks' tokens."""
+    counted = torch.tensor(float(count), device=device)
+    return sum_over_ranks(counted).clamp(min=1) / world_size()
 
 
 def fingerprint(module: nn.Module) -> str:

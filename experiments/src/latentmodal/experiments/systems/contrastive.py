@@ -99,6 +99,12 @@ class ContrastiveConfig:
         if self.loss == "sigmoid" and self.label_smoothing:
             raise ValueError("label_smoothing is for info_nce; leave it at 0 with the sigmoid loss")
 
+    @property
+    def vocab_limit(self) -> int:
+        """Most words a vocabulary learned for this system may have."""
+        size: int = self.text_encoder.vocab_size
+        return size
+
     def build_model(self) -> DualEncoder:
         """Both towers and the head, with their pretrained weights where the recipe names some."""
         image_encoder, text_encoder = self.image_encoder.build(), self.text_encoder.build()

@@ -37,6 +37,7 @@ from latentmodal.experiments.training.callbacks import (
 )
 from latentmodal.experiments.training.checkpoints import latest_checkpoint, step_of
 from latentmodal.experiments.training.freeze import FreezePlan, freeze_rows, freeze_table
+from latentmodal.experiments.training.layer_decay import layer_multipliers
 from latentmodal.experiments.training.rng import ExactRandomness
 from latentmodal.experiments.training.run_folder import RunFolder
 from latentmodal.experiments.training.strategies import build_strategy
@@ -60,7 +61,8 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     system = build_system(recipe, run)
     if first:
-        rows = freeze_rows(system.model, system.plan, recipe.optim.lr)
+        scales = layer_multipliers(system.model, recipe.optim.layer_decay)
+        rows = freeze_rows(system.model, system.plan, recipe.optim.lr, layer_scale=scales)
         console.print(freeze_table(rows))
     if run.finished_file.exists():
         console.print(f"{run.path} is already trained to its last step")
@@ -105,6 +107,7 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
     system.eval()
     evaluator.writer = logger.experiment if trainer.is_global_zero else None
     report = evaluator.run(trainer.global_step, projector=True)
+    system.finish(run.path)
     if trainer.is_global_zero:
         report.write_json(run.path / "eval.json")
         write_text_atomically(run.finished_file, json.dumps({"step": trainer.global_step}) + "\n")
@@ -126,14 +129,19 @@ def process_rank(devices: int) -> int:
     return int(node) * devices + int(local)
 
 
-def build_tokenizer(recipe: Recipe, run: RunFolder) -> Tokenizer:
-    """The recipe's tokenizer; `path: auto` learns a vocabulary from the training captions, once."""
-    config = recipe.system.tokenizer
+def build_tokenizer(recipe: Recipe, run: RunFolder) -> Tokenizer | None:
+    """The recipe's tokenizer; `path: auto` learns a vocabulary from the training captions, once.
+
+    None where the system reads text through a language model, which brings its own.
+    """
+    config = getattr(recipe.system, "tokenizer", None)
+    if config is None:
+        return None
     if isinstance(config, WordTokenizerConfig) and config.path == "auto":
         if not run.tokenizer_file.exists():
             captions = (text for source in recipe.data.train for text in training_captions(source))
             part = run.tokenizer_file.with_suffix(f".part{os.getpid()}")
-            train_word_tokenizer(captions, part, recipe.system.text_encoder.vocab_size)
+            train_word_tokenizer(captions, part, recipe.system.vocab_limit)
             part.replace(run.tokenizer_file)
         config = dataclasses.replace(config, path=str(run.tokenizer_file))
     try:
@@ -149,11 +157,13 @@ def build_system(recipe: Recipe, run: RunFolder) -> Any:
     """The LightningModule a recipe describes, with its tokenizer."""
     tokenizer = build_tokenizer(recipe, run)
     try:
-        return recipe.system.build(
+        system = recipe.system.build(
             FreezePlan(recipe.freeze), recipe.optim, recipe.trainer, tokenizer
         )
+        layer_multipliers(system.model, recipe.optim.layer_decay)  # a wrong pattern stops here
     except ValueError as error:
         raise UserError(f"{run.recipe_file}: {error}") from error
+    return system
 
 
 def _check_evaluation_sources(recipe: Recipe) -> None:
@@ -172,8 +182,9 @@ def _train_loader(recipe: Recipe, system: Any) -> TrainLoader:
         recipe.data.loader,
         steps=config.max_steps,
         seed=recipe.seed,
-        image_transform=system.model.image_encoder.preprocess.train(recipe.data.augment.scale),
-        text_transform=system.tokenizer,
+        image_transform=system.image_transform(recipe.data.augment),
+        text_transform=system.text_transform,
+        prompt_transform=system.prompt_transform,
         rank=process_rank(config.devices),
         world_size=config.world_size,
     )

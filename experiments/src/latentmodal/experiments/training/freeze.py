@@ -97,12 +97,23 @@ class FreezeRow:
     lr: str
 
 
-def freeze_rows(module: nn.Module, plan: FreezePlan, lr: float, depth: int = 2) -> list[FreezeRow]:
-    """Summarise `module` by the first `depth` parts of its parameter names."""
+def freeze_rows(
+    module: nn.Module,
+    plan: FreezePlan,
+    lr: float,
+    depth: int = 2,
+    layer_scale: Mapping[str, float] | None = None,
+) -> list[FreezeRow]:
+    """Summarise `module` by the first `depth` parts of its parameter names.
+
+    `layer_scale` holds further multipliers by parameter name, as layer decay gives them.
+    """
+    further = layer_scale or {}
     groups: dict[str, list[tuple[int, float]]] = {}
     for name, parameter in module.named_parameters():
         head = ".".join(name.split(".")[:depth])
-        groups.setdefault(head, []).append((parameter.numel(), plan.multiplier(name)))
+        scale = plan.multiplier(name) * further.get(name, 1.0)
+        groups.setdefault(head, []).append((parameter.numel(), scale))
     rows = []
     for head, members in groups.items():
         rates = sorted({scale * lr for _, scale in members if scale > 0})

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from latentmodal.experiments.training.config import OptimConfig
 from latentmodal.experiments.training.freeze import FreezePlan, plain_parameters
+from latentmodal.experiments.training.layer_decay import layer_multipliers
 
 # Embeddings and tokens that, like biases and norms, are offsets rather than maps: shrinking them
 # towards zero regularises nothing. CLIP decays them in some code bases and not in others.
@@ -20,6 +21,8 @@ _NEVER_DECAYED = (
     "position_embedding.weight",
     "position_embeddings.weight",
     "position_embeddings",
+    "position_embed.weight",
+    "input_positions",
     "cls_token",
     "reg_token",
     "register_tokens",
@@ -36,13 +39,19 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 def parameter_groups(
     module: nn.Module, plan: FreezePlan, config: OptimConfig
 ) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by (learning-rate multiplier, decayed or not)."""
+    """Trainable parameters grouped by (learning-rate multiplier, decayed or not).
+
+    The multiplier is the freeze plan's times the layer decay's.
+
+    Raises:
+        ValueError: a layer-decay pattern fits nothing, see `layer_multipliers`.
+    """
+    layer_scale = layer_multipliers(module, config.layer_decay)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in plain_parameters(module):
         if parameter.requires_grad:
-            groups.setdefault((plan.multiplier(name), decays(name, parameter)), []).append(
-                parameter
-            )
+            scale = plan.multiplier(name) * layer_scale.get(name, 1.0)
+            groups.setdefault((scale, decays(name, parameter)), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -63,12 +72,20 @@ def build_adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.opti
 def warmup_cosine(
     optimizer: torch.optim.Optimizer, config: OptimConfig, max_steps: int
 ) -> LambdaLR:
-    """Linear warmup from 1/warmup to the peak, then a cosine to `min_lr` at `max_steps`."""
+    """Linear warmup to the peak, then a cosine to `min_lr` at `max_steps`.
+
+    The warmup rises by equal steps from `warmup_start_lr` at step 0 to the peak at step
+    `warmup_steps` (LAVIS' form, over the whole warmup), or without a start from lr / warmup_steps
+    to the peak one step earlier.
+    """
     floor = config.min_lr / config.lr
+    start = None if config.warmup_start_lr is None else config.warmup_start_lr / config.lr
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
+            if start is None:
+                return (step + 1) / config.warmup_steps
+            return start + (1 - start) * step / config.warmup_steps
         span = max(1, max_steps - config.warmup_steps)
         progress = min(1.0, (step - config.warmup_steps) / span)
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

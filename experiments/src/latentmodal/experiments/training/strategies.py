@@ -137,11 +137,13 @@ def wrap_model(model: nn.Module, config: TrainerConfig, mesh: DeviceMesh | None)
     Args:
         model: declares `fsdp_units`, the classes recomputed and sharded as one piece, and
             `fp32_modules`, submodules that compute in fp32 whatever the precision (a temperature
-            of 100 would lose its third digit in bf16).
+            of 100 would lose its third digit in bf16), and where it has any `fsdp_parts`,
+            submodules sharded apart from the rest because they are frozen or of another dtype.
         mesh: the data-parallel mesh under `fsdp`, else None.
     """
     units: tuple[type[nn.Module], ...] = model.fsdp_units  # type: ignore[assignment]
     precise: tuple[nn.Module, ...] = model.fp32_modules  # type: ignore[assignment]
+    parts: tuple[nn.Module, ...] = getattr(model, "fsdp_parts", ())
     if config.activation_checkpointing:
         apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, units))
     if config.compile:
@@ -155,7 +157,9 @@ def wrap_model(model: nn.Module, config: TrainerConfig, mesh: DeviceMesh | None)
         fully_shard(module, mesh=mesh, mp_policy=policy)
     for module in precise:
         fully_shard(module, mesh=mesh, mp_policy=exact)
+    for module in parts:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)  # whatever no unit holds belongs to the root
-    for module in (model, *precise):
+    for module in (model, *parts, *precise):
         for method in getattr(module, "fsdp_forward_methods", ()):
             register_fsdp_forward_method(module, method)

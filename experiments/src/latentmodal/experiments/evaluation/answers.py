@@ -1,0 +1,184 @@
+"""Evaluation of what a model says: captions and answers to questions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, get_args
+
+from latentmodal.experiments.choose import choice
+from latentmodal.experiments.data.collate import Batch
+from latentmodal.experiments.data.loader import gather_objects
+from latentmodal.experiments.data.module import SOURCES, training_captions
+from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.evaluation.captions import caption_metrics, named_things
+from latentmodal.experiments.evaluation.report import (
+    Metric,
+    captions_section,
+    naming_section,
+    vqa_section,
+)
+from latentmodal.experiments.evaluation.sets import EvaluationSet
+from latentmodal.experiments.evaluation.vqa import exact_match, gqa_accuracy, vqa_accuracy
+from latentmodal.llm import GenerationSettings, PromptTemplate
+
+Scoring = Literal["mmf", "official", "lavis", "exact", "gqa"]
+SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
+Section = dict[str, Metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsTask:
+    """Captions of every picture against its references; on the embedded data also the names said.
+
+    Attributes:
+        prompt, generation: other ones than the system's; for a system with a language model.
+        with_java: COCO's own tokeniser, METEOR and, where its parts are present, SPICE.
+        baseline: a training source; the metrics of its most frequent caption, said of every
+            picture, stand in the column of chance.
+    """
+
+    source: Any = choice(SOURCES)
+    prompt: PromptTemplate | None = None
+    generation: GenerationSettings | None = None
+    with_java: bool = False
+    baseline: Any = choice(SOURCES, default=None)
+    reads_features: ClassVar[bool] = False
+
+    def check(self, system: Any) -> None:
+        """A system that says captions is needed."""
+        if not hasattr(system, "caption_images"):
+            raise UserError("captions need a system that says something: generation, or alignment")
+        bridge = getattr(system.model, "bridge", None)
+        if not hasattr(system, "answer") and getattr(bridge, "caption_head", None) is None:
+            raise UserError("captions need the captioning objective: set system.objectives.itg")
+        if not hasattr(system, "answer") and (self.prompt or self.generation):
+            raise UserError("prompt and generation are for a system with a language model")
+
+    def run(self, system: Any, data: EvaluationSet) -> tuple[Section, list[Any]]:
+        """Say something of every picture, each rank its share, and compare."""
+
+        def read(batch: Batch) -> list[str]:
+            pixels_BCHW = batch.pixels_BCHW.to(data.device)
+            if hasattr(system, "answer"):
+                asked: list[dict[str, str]] = [{}] * len(batch)
+                return list(
+                    system.answer(pixels_BCHW, asked, prompt=self.prompt, settings=self.generation)
+                )
+            return list(system.caption_images(pixels_BCHW))
+
+        said = data.each(read)
+        references = data.samples.captions
+        section = self._score(said, references, data.samples.meta)
+        if self.baseline is not None:
+            constant = [most_frequent_caption(self.baseline)] * len(said)
+            floor = self._score(constant, references, data.samples.meta)
+            note = f"chance is the most frequent training caption, '{constant[0]}'"
+            section = {
+                name: replace(
+                    metric, chance=floor[name].value, protocol=f"{metric.protocol}; {note}"
+                )
+                for name, metric in section.items()
+            }
+        return section, []
+
+    def _score(
+        self, said: list[str], references: list[list[str]], meta: Sequence[Mapping[str, Any]]
+    ) -> Section:
+        values = caption_metrics(references, said, with_java=self.with_java)
+        section = captions_section(values, references, with_java=self.with_java)
+        names = [[thing["name"] for thing in sample.get("objects", [])] for sample in meta]
+        if all(names):
+            vocabulary = sorted({name for own in names for name in own})
+            section |= naming_section(named_things(said, names, vocabulary))
+        return section
+
+
+@lru_cache(maxsize=8)
+def most_frequent_caption(source: Any) -> str:
+    """The caption said most often in a training source; of several the first in the alphabet."""
+    counts = Counter(training_captions(source))
+    if not counts:
+        raise UserError("the baseline's source has no captions")
+    return min(counts, key=lambda caption: (-counts[caption], caption))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaTask:
+    """Answers to the questions in each sample's json.
+
+    Attributes:
+        prompt, generation: other ones than the system's.
+        scoring: `mmf`, `official` or `lavis` (VQA accuracy over ten people's answers), `gqa`, or
+            `exact` for a single right answer.
+    """
+
+    source: Any = choice(SOURCES)
+    prompt: PromptTemplate | None = None
+    generation: GenerationSettings | None = None
+    scoring: Scoring = "mmf"
+    reads_features: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"scoring is '{self.scoring}'; choose from {', '.join(SCORINGS)}")
+
+    def check(self, system: Any) -> None:
+        """A system with a language model is needed."""
+        if not hasattr(system, "answer"):
+            raise UserError("questions need a system with a language model: generation")
+
+    def run(self, system: Any, data: EvaluationSet) -> tuple[Section, list[Any]]:
+        """Ask every question of every picture, each rank its share, and score the answers."""
+
+        def read(batch: Batch) -> list[list[str]]:
+            asked = [
+                (row, question["question"])
+                for row, meta in enumerate(batch.meta)
+                for question in meta.get("questions", [])
+            ]
+            said = self._ask(system, batch, asked)
+            answers: list[list[str]] = [[] for _ in batch.keys]
+            for (row, _), answer in zip(asked, said, strict=True):
+                answers[row].append(answer)
+            return answers
+
+        said = [answer for answers in data.each(read) for answer in answers]
+        questions = [q for meta in data.samples.meta for q in meta.get("questions", [])]
+        if not questions:
+            raise UserError("no sample has questions in its json")
+        return self._score(said, questions), []
+
+    def _ask(self, system: Any, batch: Batch, asked: list[tuple[int, str]]) -> list[str]:
+        """Answers to (row, question) pairs, in turns of the batch's size.
+
+        Ranks ask equally often, the first question again where one runs out: sharded weights are
+        gathered by all or by none.
+        """
+        size = len(batch)
+        turns = max(gather_objects(-(-len(asked) // size)))
+        said: list[str] = []
+        for turn in range(turns):
+            part = asked[turn * size : (turn + 1) * size]
+            filled = part or [(0, "")]
+            answers = system.answer(
+                batch.pixels_BCHW[[row for row, _ in filled]],
+                [{"question": question} for _, question in filled],
+                prompt=self.prompt,
+                settings=self.generation,
+            )
+            said += answers[: len(part)]
+        return said
+
+    def _score(self, said: list[str], questions: list[dict[str, Any]]) -> Section:
+        kinds = [str(question.get("kind", "other")) for question in questions]
+        shown_kinds = kinds if len(set(kinds)) > 1 else None
+        if self.scoring == "gqa" or self.scoring == "exact":
+            single = [str(question["answer"]) for question in questions]
+            if self.scoring == "gqa":
+                return vqa_section(gqa_accuracy(said, single), shown_kinds)
+            return vqa_section(exact_match(said, [[answer] for answer in single]), shown_kinds)
+        people = [list(question.get("answers", [])) for question in questions]
+        return vqa_section(vqa_accuracy(said, people, variant=self.scoring), shown_kinds)
