@@ -72,6 +72,52 @@ def test_equal_captions_can_be_positives_of_one_another(tmp_path, encode_image, 
     assert same.sum() == 10
 
 
+def test_texts_of_the_same_image_can_be_positives_of_one_another(to_pixels, encode_image, tmp_path):
+    image = encode_image((1, 2, 3))
+    named = ["coco/1", "vg/1", None, "coco/1"]  # equal numbers of two data sets are two images
+    samples = (
+        {
+            "__key__": str(i),
+            "png": image,
+            "json": {"captions": ["a cat"]} | ({"image_id": name} if name else {}),
+        }
+        for i, name in enumerate(named)
+    )
+    paths = write_shards(samples, tmp_path)
+    batch = next(iter(_train(paths, to_pixels, match="image")))
+    same = batch.image_ids_B[:, None] == batch.text_ids_M[None, :]
+    names = [named[int(key)] or key for key in batch.keys]
+    assert same.tolist() == [[a == b for b in names] for a in names]
+    assert same.sum() == 6 and batch.image_ids_B.dtype == torch.int64
+
+
+def test_text_tokens_are_counted_without_padding(tmp_path, encode_image, to_pixels):
+    texts = ["ab", "abc", "abcdefgh", "a"]
+    image = encode_image((1, 2, 3))
+    paths = write_shards(
+        ({"__key__": str(i), "png": image, "txt": text} for i, text in enumerate(texts)), tmp_path
+    )
+    batch = next(iter(_train(paths, to_pixels)))
+    assert batch.num_text_tokens == 2 + 3 + 5 + 1 == int(batch.text.mask_BT.sum())
+
+
+@pytest.mark.parametrize(
+    ("clean", "captions"),
+    [("none", ["A Cat! (2)", "#Two\tdogs."]), ("blip", ["a cat 2", "two dogs"])],
+)
+def test_captions_are_cleaned_as_the_recipe_says(
+    tmp_path, encode_image, to_pixels, clean, captions
+):
+    raw = {"captions": ["A Cat! (2)", "#Two\tdogs."]}
+    sample = {"__key__": "1", "png": encode_image((1, 2, 3)), "json": raw}
+    batch = next(iter(_train(write_shards([sample], tmp_path), to_pixels, clean=clean)))
+    expected = [" ".join(caption.split()) for caption in captions]
+    assert batch.all_captions == [expected] * 4
+    assert set(batch.captions) <= set(expected)
+    assert batch.meta[0] == raw, "the json is left alone"
+    assert torch.equal(batch.text.ids_BT, _characters(batch.captions).ids_BT)
+
+
 def test_batch_moves_as_a_whole(make_shards, to_pixels):
     batch = next(iter(_train(make_shards(1, 4), to_pixels, match="caption")))
     moved = batch.to("meta")

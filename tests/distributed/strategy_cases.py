@@ -15,11 +15,16 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
 
+from latentmodal.bridges import rank
 from latentmodal.encoders import TextTransformerConfig, TimmImageConfig
 from latentmodal.experiments.data.collate import Batch, TextTensors
+from latentmodal.experiments.data.loader import gather_objects
 from latentmodal.experiments.systems.alignment import AlignmentConfig
 from latentmodal.experiments.systems.alignment_model import ObjectiveWeights
 from latentmodal.experiments.systems.base import System
@@ -34,6 +39,7 @@ from latentmodal.llm import (
     IMAGE,
     Answer,
     CausalConfig,
+    GenerationSettings,
     Prompt,
     Seq2SeqBatch,
     Seq2SeqConfig,
@@ -210,8 +216,28 @@ class Record(pl.Callback):
         self.losses.append(float(loss))
 
 
-def train(case: str, parallelism: str, rank: int, world: int) -> tuple[list[float], dict[str, Any]]:
-    """Losses and updated trainable parameters of a short run."""
+def say(system: Any, batch: Batch) -> list[str]:
+    """The first words the model says of every picture of all ranks, in order.
+
+    The second rank goes on longer than the first, as happens when answers differ in length.
+    """
+    words = Tokenizer(WordLevel({f"w{word}": word for word in range(50)}, unk_token="w0"))
+    system.model.llm._tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w7")
+    first_ids = batch.text.ids_BT[:, 0].tolist()
+    asked = [Prompt((IMAGE, (1, word))).lay_out(lambda text: [], 3) for word in first_ids]
+    settings = GenerationSettings(num_beams=1, max_new_tokens=4 + 8 * rank())
+    system.eval()
+    with torch.no_grad():
+        said = system.model.generate(
+            batch.pixels_BCHW, collate_prompts(asked, 0, side="left"), settings
+        )
+    return [" ".join(text.split()[:4]) for part in gather_objects(said) for text in part]
+
+
+def train(
+    case: str, parallelism: str, rank: int, world: int
+) -> tuple[list[float], dict[str, Any], list[str]]:
+    """Losses, updated trainable parameters, and what is said at the end, of a short run."""
     pl.seed_everything(0, verbose=False)
     trainer_config = TrainerConfig(
         max_steps=STEPS, accelerator="cpu", devices=world, parallelism=parallelism
@@ -238,11 +264,12 @@ def train(case: str, parallelism: str, rank: int, world: int) -> tuple[list[floa
         inference_mode=False,
     )
     trainer.fit(system, DataLoader(batches, batch_size=None))
+    said = say(system, batches[0]) if case == "generation" else []
     if parallelism == "fsdp":
         assert all(isinstance(p, DTensor) for p in system.model.parameters())
         sharded = sum(p.to_local().numel() for p in system.model.parameters())
         assert sharded < 0.6 * sum(p.numel() for p in system.model.parameters())
-    return record.losses, trainer.strategy.lightning_module_state_dict()
+    return record.losses, trainer.strategy.lightning_module_state_dict(), said
 
 
 def main(out: Path, world: int, rank: int, port: int) -> None:

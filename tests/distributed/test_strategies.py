@@ -54,12 +54,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("case", "mode"), PAIRS)
 def test_two_ranks_train_as_one(results: dict[str, Any], case: str, mode: str) -> None:
-    losses, state = results[f"{case}-{mode}"]
-    expected_losses, expected_state = results[f"{case}-single"]
+    losses, state, said = results[f"{case}-{mode}"]
+    expected_losses, expected_state, expected_said = results[f"{case}-single"]
     # A frozen model in bfloat16 rounds its third digit, in other places for another batch.
     exact = 1e-3 if case == "generation_bf16" else 2e-5
     assert losses == pytest.approx(expected_losses, abs=exact)
     assert losses[0] != pytest.approx(losses[-1], abs=1e-5), "nothing was learned"
+    assert said == expected_said
     assert state.keys() == expected_state.keys()
     for name, tensor in expected_state.items():
         torch.testing.assert_close(state[name], tensor, atol=exact, rtol=1e-4, msg=name)

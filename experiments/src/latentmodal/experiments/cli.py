@@ -111,7 +111,7 @@ def recipe_list() -> None:
 
 @data_app.command("emoji")
 def data_emoji(
-    preset: Annotated[str, typer.Argument(help="tiny, default or large")] = "default",
+    preset: Annotated[str, typer.Argument(help="tiny, few, default or large")] = "default",
     seed: Annotated[int, typer.Option(help="another seed is another data set")] = 0,
 ) -> None:
     """Build the embedded data set (or find it built) and say where it is."""

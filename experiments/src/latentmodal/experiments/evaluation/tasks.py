@@ -249,6 +249,8 @@ class EvaluationConfig:
     batch_size: int = 256
     workers: int = 0
     tasks: dict[str, Any] = choices(TASKS, keyed=True, default_factory=dict)
+    at_start: bool = False
+    """Also before the first step, for comparison with what was not trained."""
     views: str | None = None
     """The task whose pictures TensorBoard shows; None is the first."""
 

@@ -128,7 +128,8 @@ class System(LightningModule):
         `self.log` would hold them until after the checkpoint hook: a run killed there would resume
         past a step whose point in the curve was never written.
         """
-        scalars: dict[str, Any] = {"loss": self.mean_over_ranks(loss), "lr": self._peak_lr(), **values}
+        mean = self.mean_over_ranks(loss)
+        scalars: dict[str, Any] = {"loss": mean, "lr": self._peak_lr(), **values}
         metrics = {f"train/{name}": float(value) for name, value in scalars.items()}
         self.shown["loss"] = metrics["train/loss"]
         if self.logger is not None:

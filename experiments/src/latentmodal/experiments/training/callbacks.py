@@ -62,15 +62,25 @@ class Checkpoints(Callback):
 
 
 class Evaluate(Callback):
-    """Runs `evaluate(step)` every `every` steps, in eval mode, leaving no trace in training."""
+    """Runs `evaluate(step)` every `every` steps, in eval mode, leaving no trace in training.
 
-    def __init__(self, evaluate: Callable[[int], None], every: int) -> None:
-        self.evaluate, self.every = evaluate, every
+    With `at_start` also before the first step: what an untrained bridge does.
+    """
+
+    def __init__(self, evaluate: Callable[[int], None], every: int, at_start: bool = False) -> None:
+        self.evaluate, self.every, self.at_start = evaluate, every, at_start
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.at_start and trainer.global_step == 0:
+            self._run(pl_module, 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         step = trainer.global_step
         if step % self.every or step == trainer.max_steps:  # the last step is evaluated after fit
             return
+        self._run(pl_module, step)
+
+    def _run(self, pl_module: LightningModule, step: int) -> None:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             pl_module.eval()
             self.evaluate(step)

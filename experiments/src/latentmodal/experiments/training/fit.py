@@ -201,9 +201,12 @@ def _trainer(
     config = recipe.trainer
 
     def evaluate(step: int) -> None:
-        if process_rank(config.devices) == 0:
+        first = process_rank(config.devices) == 0
+        if first:
             evaluator.writer = logger.experiment
-        evaluator.run(step)
+        report = evaluator.run(step)
+        if first:
+            report.write_json(run.evaluation_file(step))
 
     callbacks: list[pl.Callback] = [
         ExactRandomness(),
@@ -212,7 +215,7 @@ def _trainer(
         Progress() if console.is_terminal else PlainProgress(),
     ]
     if recipe.evaluation.tasks:
-        callbacks.append(Evaluate(evaluate, config.eval_every))
+        callbacks.append(Evaluate(evaluate, config.eval_every, recipe.evaluation.at_start))
     autocast = config.precision == "bf16" and config.parallelism != "fsdp"
     return pl.Trainer(
         max_steps=config.max_steps,
@@ -253,6 +256,7 @@ def _quiet_lightning() -> None:
         ".*does not have many workers.*",
         ".*weights_only.*",
         ".*set_vital.*",
+        ".*returned a view tensor.*",  # keys and values by head; nothing writes into them
         ".*Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

@@ -56,6 +56,10 @@ class RunFolder:
         """What TensorBoard reads; there from the first training step on."""
         return self.path / "tensorboard"
 
+    def evaluation_file(self, step: int) -> Path:
+        """What an evaluation on the way found; the one at the end is `eval.json`."""
+        return self.path / "evaluations" / f"step={step:08d}.json"
+
     @property
     def finished_file(self) -> Path:
         """Present once the last step was trained."""

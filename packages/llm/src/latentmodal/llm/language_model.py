@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import StoppingCriteriaList
 
@@ -116,6 +117,8 @@ class LanguageModel(nn.Module):
             generation_config=settings.for_transformers(stop_ids, padding_id(tokenizer)),
             logits_processor=settings.logits_processors(),
             stopping_criteria=criteria,
+            # Sharded weights are gathered by all ranks at once: who has finished goes on for show.
+            synced_gpus=any(isinstance(p, DTensor) for p in self.parameters()),
         )
         start = self._num_start_ids
         return [answer_text(row[start:], stop_ids, batch.end, tokenizer) for row in ids_BT.tolist()]

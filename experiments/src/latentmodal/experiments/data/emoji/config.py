@@ -49,6 +49,11 @@ PRESETS: Final[dict[str, EmojiPreset]] = {
         name="tiny", things="tiny", image_size=48, train_scenes=200, eval_scenes=24,
         samples_per_shard=50,
     ),
+    # A dozen things: the same two meet in one batch, differently placed.
+    "few": EmojiPreset(
+        name="few", things="tiny", image_size=96, train_scenes=10_000, eval_scenes=400,
+        samples_per_shard=1_000,
+    ),
     "default": EmojiPreset(
         name="default", things="default", image_size=96, train_scenes=30_000, eval_scenes=400,
         samples_per_shard=1_000,
