@@ -50,6 +50,12 @@ evaluation:
 """
 
 
+@pytest.fixture(scope="session")
+def tiny_clip() -> str:
+    """The text of `tiny_recipe`, without a folder for its run."""
+    return TINY
+
+
 @pytest.fixture
 def tiny_recipe(tmp_path: Path, emoji_cache: Path) -> Path:
     """A recipe file that trains a minute CLIP on the tiny scenes; runs go under `tmp_path`."""

@@ -1,14 +1,15 @@
-"""Tiny recipes shaped like CLIP and SigLIP, on a few pictures of their own."""
+"""Tiny recipes shaped like CLIP and SigLIP, on a few pictures of their own; recipes and bases."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from latentmodal.encoders import TimmImageConfig
 from latentmodal.experiments.data.shard_writer import write_shards
-from latentmodal.experiments.recipe import load_recipe
+from latentmodal.experiments.recipe import find_recipe, load_recipe, to_plain
 from latentmodal.experiments.training.fit import fit
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
@@ -96,6 +97,51 @@ data:
 trainer: {max_steps: 2, accelerator: cpu, log_every: 1}
 run_dir: RUN
 """
+
+
+def flat(node: Any, key: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys; lists stay whole."""
+    if not isinstance(node, Mapping):
+        return {key: node}
+    items = [flat(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()]
+    return {inner: value for item in items for inner, value in item.items()}
+
+
+def base_name(name: str) -> str | None:
+    base: str | None = yaml.safe_load(find_recipe(name).read_text()).get("base")
+    return base
+
+
+@pytest.fixture(scope="session")
+def base_of() -> Callable[[str], str | None]:
+    """A shipped recipe's own `base`."""
+    return base_name
+
+
+@pytest.fixture(scope="session")
+def changes() -> Callable[[str], dict[str, Any]]:
+    """Everything in which a shipped recipe differs from its base, name and description aside.
+
+    Evaluation tasks that only one of the two has are one entry each.
+    """
+
+    def compare(name: str) -> dict[str, Any]:
+        base = base_name(name)
+        assert base is not None
+        new, old = to_plain(load_recipe(name)), to_plain(load_recipe(base))
+        tasks, old_tasks = new["evaluation"]["tasks"], old["evaluation"]["tasks"]
+        changed: dict[str, Any] = {}
+        for task in tasks.keys() ^ old_tasks.keys():
+            changed[f"evaluation.tasks.{task}"] = tasks.pop(task, "absent")
+            old_tasks.pop(task, None)
+        new, old, absent = flat(new), flat(old), object()
+        return changed | {
+            key: new.get(key, "absent")
+            for key in new | old
+            if new.get(key, absent) != old.get(key, absent) and key not in ("name", "description")
+        }
+
+    return compare
 
 
 def save_tokenizer(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from latentmodal.experiments import cli
 from latentmodal.experiments.errors import UserError
-from latentmodal.experiments.recipe import load_recipe
+from latentmodal.experiments.recipe import load_recipe, to_yaml
 
 COMPLETE = """
 name: mine
@@ -61,7 +61,7 @@ def test_the_recipe_the_mistakes_are_made_in_is_right(tmp_path: Path) -> None:
         ("head: {embed_dim: 16}", "head: null", "system.head", "missing; give it a value"),
         ("name: timm, ", "", "system.image_encoder.name", "missing; choose from timm, tr"),
         ("name: timm", "name: tim", "system.image_encoder.name", "did you mean 'timm'?"),
-        ("name: contrastive", "name: clip", "system.name", "choose from contrastive"),
+        ("name: contrastive", "name: clip", "system.name", "choose from alignment, co"),
         ("name: shards, urls: b", "name: shard, urls: b", "data.train[1].name", "'shards'?"),
         ("max_steps: 5", "max_steps: five", "trainer.max_steps", "could not be converted to Int"),
         ("max_steps: 5", "max_steps: 0", "trainer", "max_steps is 0; it must be above 0"),
@@ -163,6 +163,49 @@ def test_mistakes_on_the_command_line(tmp_path: Path, override: str, message: st
 
 
 @pytest.mark.parametrize(
+    ("recipe", "override", "key", "remedy"),
+    [
+        ("stage1_emoji", "system.objectives={itc: 0, itm: 0, itg: 0}", "system.objectives",
+         "itc, itm and itg are all 0; leave one of them on"),
+        ("stage1_emoji", "system.objectives.itg=-1", "system.objectives", "give 0 (off) or more"),
+        ("stage1_emoji", "system.objectives.itx=1", "system.objectives.itx", "did you mean 'itm'?"),
+        ("stage1_emoji", "system.bridge.name=linear", "system.bridge.name", "choose from qformer"),
+        ("stage1_emoji", "system.bridge.in_dim=3", "system.bridge.in_dim", "no such key"),
+        ("stage1_emoji", "system.bridge.heads=3", "system.bridge", "width=128 does not divide"),
+        ("stage1_emoji", "system.bridge.num_queries=0", "system.bridge", "at least 1"),
+        ("stage1_emoji", "system.image_encoder.name=runs", "system.image_encoder.name", "'run'?"),
+        ("stage1_emoji", "system.image_encoder.path=null", "system.image_encoder.path", "missing"),
+        ("stage1_emoji", "data.loader.match=key", "data.loader", "choose row, caption or image"),
+        ("stage1_emoji", "data.loader.clean=lavis", "data.loader", "choose none or blip"),
+        ("stage1_emoji", "data.loader.captions_per_image=2", "data.loader", "leave match at row"),
+        ("stage1_emoji", "data.augment.scale=[0,1]", "data.augment", "0 < low <= high <= 1"),
+        ("stage1_emoji", "evaluation.tasks.swapped_by_itm.by=itx",
+         "evaluation.tasks.swapped_by_itm", "choose from similarity, itm, itg"),
+        ("stage1_emoji", "evaluation.tasks.unseen_pairs_itm.top_k=0",
+         "evaluation.tasks.unseen_pairs_itm", "top_k is 0; give 1 or more"),
+        ("stage1_vitg", "system.pretrained.format=keras", "system.pretrained",
+         "choose from run, latentmodal, lavis, hf, bert"),
+        ("stage2_emoji", "system.target=reply", "system", "choose from caption, answer"),
+        ("stage2_emoji", "system.llm.model=x", "system.llm", "got model and gguf"),
+        ("stage2_emoji", "system.llm.gguf=null", "system.llm", "got none"),
+        ("stage2_emoji", "system.llm.dtype=int8", "system.llm.dtype", "expected one of"),
+        ("stage2_emoji", "system.llm.lora={rank: 0}", "system.llm.lora", "must be at least 1"),
+        ("stage2_emoji", "system.prompt.text='{image}{bos}'", "system.prompt", "write one"),
+        ("stage2_emoji", "system.prompt.text='{answer} {bos}'", "system.prompt", "only {eos} may"),
+        ("stage2_emoji", "system.generation.num_beams=0", "system.generation", "at least 1"),
+        ("stage2_emoji", "evaluation.tasks.mine={name: vqa, scoring: best, source: {name: emoji}}",
+         "evaluation.tasks.mine.scoring", "expected one of ['mmf', 'official', 'lavis', 'exact'"),
+        ("caption_coco", "optim.layer_decay[image_encoder.*]=0", "optim", "above 0, at most 1"),
+        ("caption_coco", "optim.warmup_start_lr=1", "optim", "must lie between 0 and lr 1e-05"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_blip2(recipe: str, override: str, key: str, remedy: str) -> None:
+    message = complaint(f"blip2/{recipe}", override)
+    assert message.startswith(f"command line: {key}: ")
+    assert remedy in message
+
+
+@pytest.mark.parametrize(
     ("override", "read", "value"),
     [
         ("data.train.0.weight=2", lambda r: [s.weight for s in r.data.train], [2.0, 3.0]),
@@ -185,6 +228,25 @@ def test_mistakes_on_the_command_line(tmp_path: Path, override: str, message: st
 )
 def test_overrides_reach_their_key(tmp_path: Path, override: str, read: Any, value: Any) -> None:
     assert read(load_recipe(str(write(tmp_path, COMPLETE)), [override])) == value
+
+
+@pytest.mark.parametrize(
+    ("new", "order"),
+    [
+        ("{'a.b.*': 0.5}", ["a.b.*", "a.*", "c.*"]),
+        ("{'a.b.*': 0.5, 'c.*': 0.1}", ["a.b.*", "c.*", "a.*"]),
+        ("{'c.*': 0.1}", ["c.*", "a.*"]),
+    ],
+)
+def test_an_exception_to_the_bases_freeze_plan_stands_before_it(
+    tmp_path: Path, new: str, order: list[str]
+) -> None:
+    """The first pattern that matches decides, so behind the base's it would never be reached."""
+    write(tmp_path, COMPLETE + "freeze: {'a.*': frozen, 'c.*': 0.2}\n", "base.yaml")
+    recipe = load_recipe(str(write(tmp_path, f"base: base.yaml\nfreeze: {new}\n")))
+    assert list(recipe.freeze) == order
+    again = load_recipe(str(write(tmp_path, to_yaml(recipe), "again.yaml")))
+    assert list(again.freeze) == order
 
 
 def test_naming_another_component_drops_the_old_keys(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ class Blind(ImageEncoder):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
+        self.scale = nn.Parameter(torch.ones(1))
         self.preprocess = Preprocess(size=8)
 
 
@@ -65,5 +66,5 @@ def test_the_scale_reaches_the_crop(halves: Image.Image) -> None:
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.9, 0.5), (0.5, 1.5)])
 def test_impossible_crops_are_refused(scale: Any) -> None:
-    with pytest.raises(ValueError, match="scale is .*; give two shares"):
+    with pytest.raises(ValueError, match=r"scale is .*; give two shares"):
         AugmentConfig(scale=scale)

@@ -11,6 +11,7 @@ from latentmodal.experiments.training.freeze import (
     FreezePlan,
     freeze_rows,
     freeze_table,
+    frozen_names,
     is_frozen,
     keep_frozen_in_eval,
     plain_parameters,
@@ -71,6 +72,17 @@ def test_apply_sets_what_trains() -> None:
         "head.logit_scale",
         "head.image_proj.weight",
     ]
+
+
+def test_a_frozen_tied_weight_is_frozen_under_both_names() -> None:
+    module = model()
+    module["head"].image_proj.weight = module["text_encoder"].weight
+    FreezePlan({"text_encoder.*": "frozen"}).apply(module)
+    assert frozen_names(module) == {
+        "text_encoder.weight",
+        "text_encoder.bias",
+        "head.image_proj.weight",
+    }
 
 
 def test_a_second_plan_undoes_the_first() -> None:

@@ -39,9 +39,12 @@ def test_what_a_run_leaves(finished_run: Path, tiny_recipe: Path) -> None:
         "tokenizer.json",
         "checkpoints",
         "tensorboard",
+        "evaluations",
         "eval.json",
         "finished.json",
     }
+    on_the_way = [path.name for path in (finished_run / "evaluations").iterdir()]
+    assert on_the_way == ["step=00000004.json"]
     kept, given = RunFolder(finished_run).recipe(), load_recipe(str(tiny_recipe))
     assert (kept.system, kept.data, kept.optim) == (given.system, given.data, given.optim)
     assert json.loads((finished_run / "finished.json").read_text()) == {"step": 6}

@@ -21,6 +21,9 @@ from latentmodal.experiments.choose import name_in, nearest, pick
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.schema import Recipe
 
+PATTERNS = ("freeze", "optim.layer_decay")
+"""Mappings whose first match decides: patterns of a recipe stand before those of its base."""
+
 T = TypeVar("T")
 Layer = tuple[str, dict[str, Any]]  # (where it was written, raw mapping)
 
@@ -184,6 +187,8 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
 
 def _merge(base: Mapping[str, Any], diff: Mapping[str, Any], key: str = "") -> dict[str, Any]:
     merged = dict(base)
+    if key.removesuffix(".") in PATTERNS:
+        merged = {name: merged.get(name) for name in (*diff, *base)}
     for name, value in diff.items():
         merged[name] = _merge_value(base.get(name), value, f"{key}{name}")
     return merged

@@ -56,6 +56,8 @@ class CaptionsTask:
             raise UserError("captions need the captioning objective: set system.objectives.itg")
         if not hasattr(system, "answer") and (self.prompt or self.generation):
             raise UserError("prompt and generation are for a system with a language model")
+        if hasattr(system, "answer"):
+            _check_fields(self.prompt or system.config.prompt, ())
 
     def run(self, system: Any, data: EvaluationSet) -> tuple[Section, list[Any]]:
         """Say something of every picture, each rank its share, and compare."""
@@ -96,6 +98,16 @@ class CaptionsTask:
         return section
 
 
+def _check_fields(prompt: PromptTemplate, given: tuple[str, ...]) -> None:
+    """Refuse a prompt with other fields than those the task fills."""
+    if set(prompt.fields) != set(given):
+        wanted, filled = (", ".join(names) or "none" for names in (prompt.fields, given))
+        raise UserError(
+            f"the prompt {prompt.text!r} has the fields {wanted}, this task fills {filled}; "
+            "give the task a prompt of its own"
+        )
+
+
 @lru_cache(maxsize=8)
 def most_frequent_caption(source: Any) -> str:
     """The caption said most often in a training source; of several the first in the alphabet."""
@@ -129,6 +141,7 @@ class VqaTask:
         """A system with a language model is needed."""
         if not hasattr(system, "answer"):
             raise UserError("questions need a system with a language model: generation")
+        _check_fields(self.prompt or system.config.prompt, ("question",))
 
     def run(self, system: Any, data: EvaluationSet) -> tuple[Section, list[Any]]:
         """Ask every question of every picture, each rank its share, and score the answers."""

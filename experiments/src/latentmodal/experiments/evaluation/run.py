@@ -24,6 +24,7 @@ from latentmodal.experiments.evaluation.sets import EvaluationSet, has_similarit
 from latentmodal.experiments.evaluation.tasks import EvaluationConfig
 from latentmodal.experiments.recipe import load_recipe
 from latentmodal.experiments.training.checkpoints import read_checkpoint, step_of
+from latentmodal.experiments.training.freeze import frozen_names
 from latentmodal.experiments.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def load_system(run: RunFolder, checkpoint: Path, overrides: Sequence[str] = ())
     except RuntimeError as error:  # shapes
         reason = " ".join(str(error).splitlines()[1:2]).strip()
         raise UserError(f"{checkpoint}: is of another recipe; {reason}") from error
-    frozen = {name for name, p in system.named_parameters() if not p.requires_grad}
+    frozen = frozen_names(system)
     if lacking := [name for name in result.missing_keys if name not in frozen]:
         raise UserError(f"{checkpoint}: lacks {', '.join(lacking[:3])}; it is of another recipe")
     if strange := result.unexpected_keys:

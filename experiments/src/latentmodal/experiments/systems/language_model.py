@@ -1,12 +1,15 @@
 """A small causal language model of captions, to stand in for a large one while trying things out.
 
-It trains in about a minute on the captions of the training sources, and its run leaves it in `llm/`
-as a folder that transformers loads, so that another recipe serves it frozen like any other.
+It reads several captions of one picture in a row, so that it learns to take from what came before
+what the next one will speak of: a model that saw captions one by one has no use for a context, and
+no bridge could tell it anything. Its run leaves it in `llm/` as a folder that transformers loads,
+so that another recipe serves it frozen like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,19 @@ from latentmodal.encoders import Tokenizer, WordTokenizer, WordTokenizerConfig
 from latentmodal.experiments.choose import choice
 from latentmodal.experiments.data.augment import AugmentConfig
 from latentmodal.experiments.data.collate import Batch
-from latentmodal.experiments.data.prompts import WritePrompts
+from latentmodal.experiments.data.sample import Sample
 from latentmodal.experiments.systems.base import System, shared_count
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
 from latentmodal.experiments.training.freeze import FreezePlan
-from latentmodal.llm import CausalConfig, CausalLM, PromptTemplate, PromptWriter
+from latentmodal.llm import (
+    Answer,
+    CausalConfig,
+    CausalLM,
+    Prompt,
+    PromptBatch,
+    PromptIds,
+    collate_prompts,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,8 @@ class LanguageModelConfig:
     heads: int = 4
     mlp_dim: int = 768
     max_text_tokens: int = 32
+    """Longest caption."""
+    captions_in_a_row: int = 3
 
     def build(
         self,
@@ -106,16 +119,17 @@ class LanguageModelSystem(System):
         super().__init__(model, plan, optim, trainer)
         self.config = config
         self.shared_tokenizer = as_transformers(tokenizer)
-        template = PromptTemplate(text="{bos}{answer}{eos}", max_text_tokens=config.max_text_tokens)
-        self.writer = PromptWriter(template, self.shared_tokenizer, "causal", num_image_tokens=1)
 
     def image_transform(self, augment: AugmentConfig) -> Callable[[Any], Tensor]:
         """Pictures are of no interest here."""
         return no_pixels
 
     @property
-    def prompt_transform(self) -> WritePrompts:
-        return WritePrompts(self.writer, "caption")
+    def prompt_transform(self) -> WriteCaptions:
+        config = self.config
+        return WriteCaptions(
+            self.shared_tokenizer, config.captions_in_a_row, config.max_text_tokens
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; the mean over ranks of the returned loss is the full-batch loss."""
@@ -133,6 +147,32 @@ class LanguageModelSystem(System):
         if self.trainer.is_global_zero:
             self.model.llm.model.save_pretrained(folder / "llm", state_dict=own)
             self.shared_tokenizer.save_pretrained(folder / "llm")
+
+
+@dataclass(frozen=True)
+class WriteCaptions:
+    """Captions of each sample in an order drawn for this visit, each between BOS and EOS."""
+
+    tokenizer: PreTrainedTokenizerFast
+    count: int
+    max_text_tokens: int
+
+    def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
+        return collate_prompts([self._lay_out(s) for s in samples], self.tokenizer.pad_token_id)
+
+    def _lay_out(self, sample: Sample) -> PromptIds:
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        captions = list(sample.captions)
+        random.Random(sample.draw).shuffle(captions)
+        parts: list[Any] = []
+        for caption in captions[: self.count]:
+            ids = self._encode(caption)[: self.max_text_tokens]
+            parts += [(bos,), Answer((*ids, eos))]
+        return Prompt(tuple(parts)).lay_out(self._encode, 1)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 def no_pixels(image: Any) -> Tensor:

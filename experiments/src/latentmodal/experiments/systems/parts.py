@@ -86,7 +86,8 @@ class RunImageConfig:
         state = read_checkpoint(run.checkpoint())["state_dict"]
         prefix = "model.image_encoder."
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if own:  # a frozen tower is not in the checkpoint: it is what its config builds
+        # Of a frozen tower only statistics are in the checkpoint: it is what its config builds.
+        if any(name in own for name, _ in encoder.named_parameters()):
             try:
                 encoder.load_state_dict(own)
             except RuntimeError as error:

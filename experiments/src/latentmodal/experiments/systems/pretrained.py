@@ -68,14 +68,16 @@ class PretrainedConfig:
             UserError: nothing there, or names and shapes that do not fit.
         """
         found = self._read(model)
+        bridge = {k: v for k, v in found.state.items() if not k.startswith(_TOWER)}
         towers = {k: v for k, v in found.state.items() if k.startswith(_TOWER)}
+        if towers.keys() <= dict(model.named_buffers()).keys():
+            towers = {}  # a run keeps a frozen tower's statistics, but the recipe brings the tower
         wanted = {
             name: tensor
             for name, tensor in model.state_dict().items()
             if name.startswith(("bridge.", "head.") + ((_TOWER,) if towers else ()))
         }
-        state = {k: v for k, v in found.state.items() if k not in towers}
-        state |= self._fit_tower(towers, model)
+        state = bridge | self._fit_tower(towers, model)
         new = [name for name in wanted if name not in state]
         problems = _problems(state, wanted, found.absent)
         own = getattr(getattr(model.bridge, "config", None), "heads", None)

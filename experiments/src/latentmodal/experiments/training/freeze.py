@@ -68,6 +68,15 @@ def plain_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield name.replace(_CHECKPOINT_PREFIX, ""), parameter
 
 
+def frozen_names(module: nn.Module) -> set[str]:
+    """Every name of every frozen parameter: a head tied to the embeddings has two."""
+    return {
+        name.replace(_CHECKPOINT_PREFIX, "")
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
+
+
 def keep_frozen_in_eval(module: nn.Module) -> None:
     """Put submodules whose parameters are all frozen in eval mode (no dropout, no statistics)."""
     parameters = list(module.parameters())

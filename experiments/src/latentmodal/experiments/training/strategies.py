@@ -38,7 +38,7 @@ from torch.distributed.fsdp import (
 
 from latentmodal.experiments.training.checkpoints import VerifiedCheckpointIO, read_checkpoint
 from latentmodal.experiments.training.config import TrainerConfig
-from latentmodal.experiments.training.freeze import plain_parameters
+from latentmodal.experiments.training.freeze import frozen_names
 
 
 class NamedStateMixin(Strategy):
@@ -55,7 +55,9 @@ class NamedStateMixin(Strategy):
         return self.lightning_module
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return get_model_state_dict(self._module(), options=self._OPTIONS)
+        state = get_model_state_dict(self._module(), options=self._OPTIONS)
+        frozen = frozen_names(self._module())  # torch forgets the second name of a tied weight
+        return {name: value for name, value in state.items() if name not in frozen}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         inner = getattr(optimizer, "_optimizer", optimizer)
@@ -79,8 +81,8 @@ class NamedStateMixin(Strategy):
             ValueError: the checkpoint's parameters are not this model's.
         """
         module = self._module()
-        frozen = {name for name, p in plain_parameters(module) if not p.requires_grad}
-        wanted, found = set(module.state_dict()) - frozen, set(checkpoint["state_dict"])
+        wanted, found = set(module.state_dict()), set(checkpoint["state_dict"])
+        wanted -= frozen_names(module)
         if wanted != found:
             missing, unknown = sorted(wanted - found)[:3], sorted(found - wanted)[:3]
             raise ValueError(

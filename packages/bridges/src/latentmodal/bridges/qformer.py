@@ -177,7 +177,8 @@ class QFormer(Bridge):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.queries, std=std)
         if self.input_positions is not None:
-            nn.init.normal_(self.input_positions, std=std)
+            # As large as the normalised features they are added to: smaller ones are overheard.
+            nn.init.normal_(self.input_positions)
 
     @property
     def decode_id(self) -> int:
