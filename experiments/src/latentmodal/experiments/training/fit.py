@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from latentmodal.encoders import Tokenizer, WordTokenizerConfig, train_word_tokenizer
 from latentmodal.experiments.data.loader import TrainLoader, open_sources
@@ -247,6 +248,7 @@ def _show(run: RunFolder, recipe: Recipe, report: EvalReport, console: Console) 
 
 def _quiet_lightning() -> None:
     """Keep what a user can act on; drop hardware adverts and notes about our own choices."""
+    disable_progress_bar()  # of transformers loading weights
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for pattern in (
