@@ -177,8 +177,7 @@ class QFormer(Bridge):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.queries, std=std)
         if self.input_positions is not None:
-            # As large as the normalised features they are added to: smaller ones are overheard.
-            nn.init.normal_(self.input_positions)
+            nn.init.normal_(self.input_positions, std=std)
 
     @property
     def decode_id(self) -> int:
