@@ -78,7 +78,10 @@ class RunImageConfig:
         from latentmodal.experiments.training.run_folder import RunFolder
 
         run = RunFolder(Path(self.path))
-        config = run.recipe().system.image_encoder
+        try:
+            config = run.recipe().system.image_encoder
+        except UserError as error:
+            raise UserError(f"system.image_encoder.path: {error}; train that run first") from error
         if self.model_kwargs:
             merged = {**getattr(config, "model_kwargs", {}), **self.model_kwargs}
             config = dataclasses.replace(config, model_kwargs=merged)

@@ -152,6 +152,8 @@ def build_tokenizer(recipe: Recipe, run: RunFolder) -> Tokenizer | None:
             f"system.tokenizer: {getattr(config, 'model', '')} could not be loaded "
             f"({str(error).splitlines()[0]}); give a local folder or go online once"
         ) from error
+    except ValueError as error:
+        raise UserError(f"system.tokenizer: {error}") from error
 
 
 def build_system(recipe: Recipe, run: RunFolder) -> Any:

@@ -175,7 +175,8 @@ class WordTokenizer(Tokenizer):
         if not path.is_file():
             raise ValueError(
                 f"path={config.path!r} holds no tokenizer.json; "
-                "write one with train_word_tokenizer."
+                "train the run it is of first (latentmodal fit clip/emoji leaves one), or write "
+                "one with train_word_tokenizer."
             )
         if config.context_length < 3:
             raise ValueError(f"context_length={config.context_length} leaves no room for a word.")
