@@ -48,7 +48,10 @@ from latentmodal.llm import (
 
 STEPS, BATCH = 4, 8
 CONTRASTIVE = ["info_nce", "sigmoid", "locked", "chunked", "matched"]
-ALIGNMENT = ["alignment", "alignment_matched", "alignment_itm_only", "alignment_no_itm"]
+ALIGNMENT = [
+    "alignment", "alignment_matched", "alignment_itm_only", "alignment_itg_only",
+    "alignment_no_itm",
+]  # fmt: skip
 GENERATION = ["generation", "generation_bf16", "generation_t5"]
 FROZEN = {
     **dict.fromkeys(("locked", "alignment", "alignment_matched"), ("image_encoder.*",)),
@@ -77,6 +80,7 @@ def alignment_config(case: str) -> AlignmentConfig:
     )
     objectives = {
         "alignment_itm_only": ObjectiveWeights(itc=0.0, itg=0.0),
+        "alignment_itg_only": ObjectiveWeights(itc=0.0, itm=0.0),
         "alignment_no_itm": ObjectiveWeights(itm=0.0),
     }
     return AlignmentConfig(

@@ -17,7 +17,8 @@ PAIRS = [
     (case, mode)
     for case in (
         "info_nce", "sigmoid", "locked", "chunked", "matched",
-        "alignment", "alignment_matched", "alignment_itm_only", "alignment_no_itm",
+        "alignment", "alignment_matched", "alignment_itm_only", "alignment_itg_only",
+        "alignment_no_itm",
         "generation", "generation_bf16", "generation_t5",
     )
     for mode in ("ddp", "fsdp")

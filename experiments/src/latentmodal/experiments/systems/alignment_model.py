@@ -132,6 +132,9 @@ class AlignmentModel(nn.Module):
                 label_smoothing=weights.label_smoothing, num_targets=num_targets,
             )  # fmt: skip
             total = total + weights.itg * parts["itg"]
+        if not weights.itc and not weights.itm:
+            # Captioning reads the caches only; every parameter must have a gradient.
+            total = total + 0.0 * states.hidden_BMD.sum()
         if weights.itm:
             matching = self._matching(
                 features_BND, image, ids_BT, mask_BT, image_ids_B, similarities, seed

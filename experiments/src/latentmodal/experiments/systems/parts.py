@@ -80,6 +80,8 @@ class RunImageConfig:
         run = RunFolder(Path(self.path))
         try:
             config = run.recipe().system.image_encoder
+        except AttributeError as error:
+            raise UserError(f"system.image_encoder.path: {self.path} has no image tower") from error
         except UserError as error:
             raise UserError(f"system.image_encoder.path: {error}; train that run first") from error
         if self.model_kwargs:

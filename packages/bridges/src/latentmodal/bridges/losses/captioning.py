@@ -49,5 +49,5 @@ def grounded_generation(
     logits_AV = widen(head(hidden_BTD.flatten(0, 1).index_select(0, index_A)))
     targets_A = F.pad(ids_BT[:, 1:], (0, 1)).flatten().index_select(0, index_A)
     total = F.cross_entropy(logits_AV, targets_A, label_smoothing=label_smoothing, reduction="sum")
-    count = torch.tensor(num_targets, device=total.device)
+    count = torch.full((), num_targets, device=total.device)
     return global_mean(total, count, group)
