@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from latentmodal.llm import CausalConfig, CausalLM, LanguageModel, Seq2SeqConfig, Seq2SeqLM
@@ -14,6 +14,11 @@ from latentmodal.llm import CausalConfig, CausalLM, LanguageModel, Seq2SeqConfig
 WORDS = ["a", "photo", "of", "the", "cat", "sits", "on", "mat", "what", "is", "it", "red", "blue"]
 WORDS += ["?", ":", "Question", "Answer", "big", "small", "dog", "runs"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "\n", "#"]
+
+# Of the merges of the two subword tokenizers.
+CORPUS = ["Human: Assistant: USER: ASSISTANT: system user assistant", "[INST] [/INST] <<SYS>>"]
+CORPUS += ["what is the cat on the mat ?", "a cat sits on a red mat", "### Human: ### Assistant:"]
+CONTROL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "opt": {
@@ -73,6 +78,30 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def bpe_tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """Subwords as GPT-2 and SmolLM2 make them ("byte"), and as Llama does ("metaspace")."""
+    made = {}
+    for name in ("byte", "metaspace"):
+        rust = Tokenizer(models.BPE())
+        if name == "byte":
+            rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            rust.decoder = decoders.ByteLevel()
+            alphabet = pre_tokenizers.ByteLevel.alphabet()
+        else:
+            rust.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+            rust.decoder = decoders.Metaspace()
+            alphabet = ["\n", *map(chr, range(32, 127))]
+        trainer = trainers.BpeTrainer(
+            vocab_size=500, special_tokens=CONTROL, initial_alphabet=alphabet, show_progress=False
+        )
+        rust.train_from_iterator(CORPUS * 20, trainer)
+        made[name] = PreTrainedTokenizerFast(
+            tokenizer_object=rust, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        )
+    return made
 
 
 @pytest.fixture

@@ -316,11 +316,31 @@ def test_config_refused(fields, message):
         (CausalConfig, {"config": {"model_type": "cohere"}}, "logit_scale"),
         (CausalConfig, {"config": {"model_type": "gemma2"}}, "final_logit_softcapping"),
         (CausalConfig, {"config": {"model_type": "bert"}}, "not of a body and a head"),
+        (
+            CausalConfig,
+            {"config": {"model_type": "llama"}, "config_overrides": {"hiden_act": "gelu"}},
+            "config_overrides: llama has no field 'hiden_act'",
+        ),
     ],
 )
 def test_models_refused(cls, fields, message):
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         cls(**fields).build()
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_fields_of_a_models_own_configuration_change(kind, make_lm, tmp_path):
+    """As BLIP-2 changes the activation of FlanT5; the weights are those of the folder."""
+    name = {"t5": "dense_act_fn", "llama": "hidden_act"}[kind]
+    lm = make_lm(kind)
+    lm.model.save_pretrained(tmp_path)
+    assert getattr(lm.model.config, name) != "gelu"
+    changed = type(lm.config)(model=str(tmp_path), config_overrides={name: "gelu"}).build()
+    activations = [m for m in changed.modules() if type(m).__name__.endswith("Activation")]
+    assert activations and all(type(m).__name__ == "GELUActivation" for m in activations)
+    plain = type(lm.config)(model=str(tmp_path)).build()
+    before, after = plain.model.state_dict(), changed.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_folders_and_names_refused(make_lm, tmp_path, monkeypatch, tokenizer):

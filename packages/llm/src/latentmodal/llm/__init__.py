@@ -4,6 +4,18 @@ from latentmodal.llm.answers import IGNORE_INDEX, answer_labels, answer_loss, ta
 from latentmodal.llm.batch import PromptBatch, Seq2SeqBatch
 from latentmodal.llm.causal import CausalConfig, CausalLM
 from latentmodal.llm.config import LanguageModelConfig, LoraConfig
+from latentmodal.llm.conversation import (
+    CHAT_TEMPLATE,
+    CONVERSATION_STYLES,
+    DESCRIBE_INSTRUCTIONS,
+    IMAGE_TAG,
+    Conversation,
+    ConversationStyle,
+    ConversationTemplate,
+    Turn,
+    check_conversation,
+)
+from latentmodal.llm.conversation_writer import ConversationWriter
 from latentmodal.llm.generation import GenerationSettings
 from latentmodal.llm.gguf import cached_gguf
 from latentmodal.llm.language_model import LanguageModel
@@ -27,13 +39,21 @@ LANGUAGE_MODELS: dict[str, type[CausalConfig] | type[Seq2SeqConfig]] = {
 }
 
 __all__ = [
+    "CHAT_TEMPLATE",
+    "CONVERSATION_STYLES",
+    "DESCRIBE_INSTRUCTIONS",
     "IGNORE_INDEX",
     "IMAGE",
     "IMAGE_SLOT",
+    "IMAGE_TAG",
     "LANGUAGE_MODELS",
     "Answer",
     "CausalConfig",
     "CausalLM",
+    "Conversation",
+    "ConversationStyle",
+    "ConversationTemplate",
+    "ConversationWriter",
     "ExpandedIds",
     "GenerationSettings",
     "LanguageModel",
@@ -47,9 +67,11 @@ __all__ = [
     "Seq2SeqBatch",
     "Seq2SeqConfig",
     "Seq2SeqLM",
+    "Turn",
     "answer_labels",
     "answer_loss",
     "cached_gguf",
+    "check_conversation",
     "collate_prompts",
     "expand_slots",
     "splice_soft_tokens",

@@ -103,6 +103,25 @@ class EndText(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
+def steady_text(
+    ids: Sequence[int], stop_ids: Sequence[int], end: str | None, tokenizer: Any
+) -> str:
+    """What of an unfinished answer `answer_text` will keep, whatever is said next.
+
+    Held back are outer spaces, a character whose last bytes are yet to come, and text that may
+    turn out to begin ``end``.
+    """
+    stop = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
+    text: str = tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)
+    text = text.rstrip("\ufffd")
+    if end and end in text:
+        text = text.split(end, 1)[0]
+    elif end:
+        begun = (n for n in range(len(end) - 1, 0, -1) if text.endswith(end[:n]))
+        text = text[: len(text) - next(begun, 0)]
+    return text.strip()
+
+
 def answer_text(
     ids: Sequence[int], stop_ids: Sequence[int], end: str | None, tokenizer: Any
 ) -> str:

@@ -4,6 +4,7 @@ Shapes: B samples, T positions, E embedding width, K pictures in the batch, M so
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from transformers import StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from latentmodal.llm.batch import PromptBatch, Seq2SeqBatch
 from latentmodal.llm.config import LanguageModelConfig
-from latentmodal.llm.generation import EndText, GenerationSettings, answer_text
+from latentmodal.llm.generation import EndText, GenerationSettings, answer_text, steady_text
 from latentmodal.llm.loading import (
     Kind,
     add_lora,
@@ -25,6 +26,7 @@ from latentmodal.llm.loading import (
     read_config,
 )
 from latentmodal.llm.splice import splice_soft_tokens
+from latentmodal.llm.streaming import stream_ids
 
 
 class LanguageModel(nn.Module):
@@ -109,19 +111,57 @@ class LanguageModel(nn.Module):
             settings: how the answer is searched for.
         """
         self._check_askable(batch)
-        tokenizer = self.tokenizer
-        stop_ids, criteria = self._stops(batch.end)
-        ids_BT = self.model.generate(
-            inputs_embeds=self.embed(batch, soft_tokens),
-            attention_mask=batch.mask_BT.long(),
-            generation_config=settings.for_transformers(stop_ids, padding_id(tokenizer)),
-            logits_processor=settings.logits_processors(),
-            stopping_criteria=criteria,
-            # Sharded weights are gathered by all ranks at once: who has finished goes on for show.
-            synced_gpus=any(isinstance(p, DTensor) for p in self.parameters()),
-        )
-        start = self._num_start_ids
+        stop_ids = self._stop_ids(batch.end)
+        ids_BT = self._generate_ids(batch, soft_tokens, settings, stop_ids, ())
+        start, tokenizer = self._num_start_ids, self.tokenizer
         return [answer_text(row[start:], stop_ids, batch.end, tokenizer) for row in ids_BT.tolist()]
+
+    def stream(
+        self,
+        batch: Any,
+        soft_tokens: Tensor | Sequence[Tensor] | None,
+        settings: GenerationSettings,
+    ) -> Iterator[str]:
+        """What the model says to one prompt, piece by piece while it is said.
+
+        The pieces together are what `generate` returns; nothing of an end text is ever among
+        them. Closing the iterator stops the model at its next token.
+
+        Args:
+            batch: from `PromptWriter.ask`, of one prompt.
+            soft_tokens: as in `forward`.
+            settings: how the answer is searched for, without beams.
+
+        Raises:
+            ValueError: several prompts, several beams, or sharded weights.
+        """
+        self._check_askable(batch)
+        if len(batch.ids_BT) != 1:
+            raise ValueError(f"{len(batch.ids_BT)} prompts cannot be streamed: give one at a time")
+        if settings.num_beams != 1:
+            raise ValueError(
+                f"num_beams={settings.num_beams}: beams change their mind about what was said; "
+                "stream with num_beams=1"
+            )
+        if self._is_sharded():
+            raise ValueError("sharded weights cannot be streamed from: use generate")
+        return self._pieces(batch, soft_tokens, settings)
+
+    def _pieces(self, batch: Any, soft_tokens: Any, settings: GenerationSettings) -> Iterator[str]:
+        stop_ids = self._stop_ids(batch.end)
+
+        @torch.no_grad()
+        def run(tap: StoppingCriteria) -> Tensor:
+            return self._generate_ids(batch, soft_tokens, settings, stop_ids, (tap,))
+
+        shown = ""
+        with closing(stream_ids(run, batch.ids_BT.device)) as steps:
+            for ids, is_last in steps:
+                to_text = answer_text if is_last else steady_text
+                said = to_text(ids[self._num_start_ids :], stop_ids, batch.end, self.tokenizer)
+                if len(said) > len(shown):
+                    yield said[len(shown) :]
+                    shown = said
 
     def embed(
         self, batch: PromptBatch | Seq2SeqBatch, soft_tokens: Tensor | Sequence[Tensor] | None
@@ -141,16 +181,51 @@ class LanguageModel(nn.Module):
     def _check_askable(self, batch: Any) -> None:
         """Raise ValueError if nothing can be generated from `batch`."""
 
-    def _stops(self, end: str | None) -> tuple[list[int], StoppingCriteriaList | None]:
-        """The ids that end an answer, and the criterion for an end text of several tokens."""
-        tokenizer = self.tokenizer
-        stop_ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    def _generate_ids(
+        self,
+        batch: Any,
+        soft_tokens: Tensor | Sequence[Tensor] | None,
+        settings: GenerationSettings,
+        stop_ids: Sequence[int],
+        criteria: Sequence[StoppingCriteria],
+    ) -> Tensor:
+        ends = [EndText(batch.end, self.tokenizer)] if self._ends_in_pieces(batch.end) else []
+        ids_BT: Tensor = self.model.generate(
+            inputs_embeds=self.embed(batch, soft_tokens),
+            attention_mask=batch.mask_BT.long(),
+            generation_config=settings.for_transformers(stop_ids, padding_id(self.tokenizer)),
+            logits_processor=settings.logits_processors(),
+            stopping_criteria=StoppingCriteriaList([*ends, *criteria]),
+            # Sharded weights are gathered by all ranks at once: who has finished goes on for show.
+            synced_gpus=self._is_sharded(),
+        )
+        return ids_BT
+
+    def _is_sharded(self) -> bool:
+        return any(isinstance(p, DTensor) for p in self.parameters())
+
+    def _stop_ids(self, end: str | None) -> list[int]:
+        """The ids that end an answer; an end text is among them if it is one token."""
+        eos = self.tokenizer.eos_token_id
+        end_ids = self._end_ids(end)
+        return [*(end_ids if len(end_ids) == 1 else ()), *(() if eos is None else (int(eos),))]
+
+    def _ends_in_pieces(self, end: str | None) -> bool:
+        """Whether an end text is several tokens, alone, behind a word or behind a space.
+
+        Llama's `###` is one token at the start of a text and two behind a word.
+        """
         if end is None:
-            return stop_ids, None
-        end_ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-        if len(end_ids) == 1:
-            return [*end_ids, *stop_ids], None
-        return stop_ids, StoppingCriteriaList([EndText(end, tokenizer)])
+            return False
+        end_ids = self._end_ids(end)
+        behind = (self._end_ids(before + end)[-1:] for before in ("x", "x "))
+        return len(end_ids) != 1 or any(ids != end_ids for ids in behind)
+
+    def _end_ids(self, end: str | None) -> list[int]:
+        if end is None:
+            return []
+        ids: list[int] = self.tokenizer(end, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 def padding_id(tokenizer: Any) -> int:

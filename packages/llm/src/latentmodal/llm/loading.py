@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
 )
 
@@ -56,7 +57,8 @@ def read_config(config: LanguageModelConfig, source: str | None, kind: Kind) -> 
     """The transformers configuration, known to be of this `kind`.
 
     Raises:
-        ValueError: no such model, a model of the other kind, or one not supported.
+        ValueError: no such model, a model of the other kind, one not supported, or an override of
+            a field that the configuration has not.
     """
     if source is None:
         assert config.config is not None
@@ -69,6 +71,13 @@ def read_config(config: LanguageModelConfig, source: str | None, kind: Kind) -> 
                 f"model={source!r} is neither a local folder nor a model the hub gives out now "
                 f"({_first_line(error)}): check the name, or give the path of a downloaded folder"
             ) from error
+    for name, value in config.config_overrides.items():
+        if not hasattr(hf_config, name):
+            raise ValueError(
+                f"config_overrides: {hf_config.model_type} has no field {name!r}; its "
+                "config.json lists them"
+            )
+        setattr(hf_config, name, value)
     _check_kind(hf_config, kind)
     return hf_config
 
@@ -77,7 +86,8 @@ def build_model(config: LanguageModelConfig, source: str | None, hf_config: Any,
     """The transformers model in ``config.dtype``, in training mode as it is when built fresh.
 
     Raises:
-        ValueError: the files lack weights of the model, or cannot be read.
+        ValueError: the files lack weights of the model, or cannot be read, or quantisation is
+            wanted and bitsandbytes is not installed.
     """
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSeq2SeqLM
     dtype = getattr(torch, config.dtype)
@@ -86,7 +96,11 @@ def build_model(config: LanguageModelConfig, source: str | None, hf_config: Any,
     else:
         try:
             model, report = auto.from_pretrained(
-                source, config=hf_config, dtype=dtype, output_loading_info=True
+                source,
+                config=hf_config,
+                dtype=dtype,
+                quantization_config=_quantization(config),
+                output_loading_info=True,
             )
         except OSError as error:
             raise ValueError(
@@ -104,6 +118,25 @@ def build_model(config: LanguageModelConfig, source: str | None, hf_config: Any,
     return model.train()
 
 
+def _quantization(config: LanguageModelConfig) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to quantise; it computes in ``config.dtype``."""
+    if config.quantization == "none":
+        return None
+    for package in ("bitsandbytes", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"quantization={config.quantization!r} needs the package {package}: run "
+                f"`pip install {package}`, or set quantization: none"
+            )
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+    )
+
+
 def load_tokenizer(name: str, vocab_size: int) -> Any:
     """The tokenizer of a hub name or folder.
 
@@ -111,7 +144,8 @@ def load_tokenizer(name: str, vocab_size: int) -> Any:
         ValueError: there is none, or it has more tokens than the model has embeddings.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        folder = Path(name).expanduser()
+        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name!r} holds no tokenizer that can be loaded ({_first_line(error)}): set "
