@@ -9,9 +9,10 @@ import json
 import re
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -115,7 +116,7 @@ def decode_texts(raw: RawSample, max_chars: int) -> Texts:
     """Captions from json ``captions``, else the txt, else json ``caption``; empty ones are dropped.
 
     Raises `BadSampleError` when the json cannot be read, or when no caption is left and the json
-    holds no ``questions`` to learn from instead.
+    holds no ``questions`` and no ``conversation`` to learn from instead.
     """
     meta = _read_json(raw.members["json"]) if "json" in raw.members else {}
     listed = meta.get("captions")
@@ -128,14 +129,14 @@ def decode_texts(raw: RawSample, max_chars: int) -> Texts:
         found = [single] if isinstance(single, str) else []
     cleaned = [clean_caption(text, max_chars) for text in found]
     captions = [text for text, _ in cleaned if text]
-    if not captions and not _has_questions(meta):
+    if not captions and not _has_other_texts(meta):
         raise BadSampleError(Cause.NO_CAPTION)
     return Texts(captions, meta, any(cut for _, cut in cleaned))
 
 
-def _has_questions(meta: dict[str, Any]) -> bool:
-    questions = meta.get("questions")
-    return isinstance(questions, list) and len(questions) > 0
+def _has_other_texts(meta: dict[str, Any]) -> bool:
+    found = (meta.get(key) for key in ("questions", "conversation"))
+    return any(isinstance(texts, list) and texts for texts in found)
 
 
 def _read_json(data: bytes) -> dict[str, Any]:
@@ -148,6 +149,13 @@ def _read_json(data: bytes) -> dict[str, Any]:
     return meta
 
 
+class FeatureSource(Protocol):
+    """Cached features by shard and place in it."""
+
+    def read(self, shard: str, ordinal: int, seed: int) -> Tensor:
+        """Features (N, D); raises `BadSampleError` where the picture could not be decoded."""
+
+
 def decode_sample(
     raw: RawSample,
     image_transform: Callable[[Image.Image], Tensor],
@@ -158,18 +166,23 @@ def decode_sample(
     caption: str = "first",
     seed: int = 0,
     index: int = 0,
+    features: FeatureSource | None = None,
 ) -> Sample:
     """The whole of it: texts, picture, augmentation, choice of caption.
 
     ``seed`` names this visit to this sample; it decides the augmentation and the caption, so that
-    they do not depend on any state. Raises `BadSampleError`.
+    they do not depend on any state. With ``features`` the picture is left alone, and what the model
+    makes of it is read there. Raises `BadSampleError`.
     """
     if raw.image is None:
         raise BadSampleError(Cause.NO_IMAGE)
     texts = decode_texts(raw, max_caption_chars)
-    image = decode_image(raw.image, max_pixels=max_pixels, draft_side=draft_side)
-    with seeded(seed):
-        pixels_CHW = image_transform(image)
+    if features is None:
+        image = decode_image(raw.image, max_pixels=max_pixels, draft_side=draft_side)
+        with seeded(seed):
+            pixels_CHW = image_transform(image)
+    else:
+        pixels_CHW = torch.empty(3, 0, 0, dtype=torch.uint8)
     chosen = 0
     if caption == "random" and len(texts.captions) > 1:
         chosen = int(derive_uniform(seed, "caption") * len(texts.captions))
@@ -182,6 +195,7 @@ def decode_sample(
         meta=texts.meta,
         index=index,
         faults=(Fault(Cause.CAPTION_CUT, raw.where),) if texts.cut else (),
+        features=None if features is None else features.read(raw.shard, raw.ordinal, seed),
     )
 
 

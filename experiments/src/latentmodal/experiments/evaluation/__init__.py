@@ -5,12 +5,26 @@ from latentmodal.experiments.evaluation.captions import (
     caption_metrics,
     named_things,
 )
+from latentmodal.experiments.evaluation.chair import (
+    ChairResult,
+    chair_metrics,
+    coco_instances,
+    coco_vocabulary,
+)
 from latentmodal.experiments.evaluation.choices import (
     ChoiceResult,
     preferred,
     told_apart,
 )
 from latentmodal.experiments.evaluation.matching import reranked_metrics
+from latentmodal.experiments.evaluation.pope import (
+    PopeResult,
+    Probe,
+    parse_published,
+    parse_yes_no,
+    pope_metrics,
+    pope_probes,
+)
 from latentmodal.experiments.evaluation.report import (
     EvalReport,
     Metric,
@@ -38,22 +52,32 @@ from latentmodal.experiments.evaluation.zero_shot import (
 
 __all__ = [
     "TEMPLATES",
+    "ChairResult",
     "ChoiceResult",
     "EvalReport",
     "Metric",
     "NamingResult",
+    "PopeResult",
+    "Probe",
     "RetrievalResult",
     "VqaResult",
     "ZeroShotResult",
     "caption_metrics",
     "captions_section",
+    "chair_metrics",
     "choices_section",
     "class_embeddings",
+    "coco_instances",
+    "coco_vocabulary",
     "exact_match",
     "gqa_accuracy",
     "itm_retrieval_section",
     "named_things",
     "naming_section",
+    "parse_published",
+    "parse_yes_no",
+    "pope_metrics",
+    "pope_probes",
     "preferred",
     "reranked_metrics",
     "retrieval_metrics",

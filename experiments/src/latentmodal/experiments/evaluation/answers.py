@@ -10,10 +10,16 @@ from typing import Any, ClassVar, Literal, get_args
 
 from latentmodal.experiments.choose import choice
 from latentmodal.experiments.data.collate import Batch
-from latentmodal.experiments.data.loader import gather_objects
 from latentmodal.experiments.data.module import SOURCES, training_captions
 from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.evaluation.asking import (
+    ask,
+    check_answers,
+    check_describes,
+    describe,
+)
 from latentmodal.experiments.evaluation.captions import caption_metrics, named_things
+from latentmodal.experiments.evaluation.objects import known_names, objects_in
 from latentmodal.experiments.evaluation.report import (
     Metric,
     captions_section,
@@ -33,6 +39,8 @@ Section = dict[str, Metric]
 class CaptionsTask:
     """Captions of every picture against its references; on the embedded data also the names said.
 
+    Where the json of samples has a `domain`, as NoCaps', CIDEr-D and SPICE are given for each too.
+
     Attributes:
         prompt, generation: other ones than the system's; for a system with a language model.
         with_java: COCO's own tokeniser, METEOR and, where its parts are present, SPICE.
@@ -49,27 +57,13 @@ class CaptionsTask:
 
     def check(self, system: Any) -> None:
         """A system that says captions is needed."""
-        if not hasattr(system, "caption_images"):
-            raise UserError("captions need a system that says something: generation, or alignment")
-        bridge = getattr(system.model, "bridge", None)
-        if not hasattr(system, "answer") and getattr(bridge, "caption_head", None) is None:
-            raise UserError("captions need the captioning objective: set system.objectives.itg")
-        if not hasattr(system, "answer") and (self.prompt or self.generation):
-            raise UserError("prompt and generation are for a system with a language model")
-        if hasattr(system, "answer"):
-            _check_fields(self.prompt or system.config.prompt, ())
+        check_describes(system, self.prompt, self.generation)
 
     def run(self, system: Any, data: EvaluationSet) -> tuple[Section, list[Any]]:
         """Say something of every picture, each rank its share, and compare."""
 
         def read(batch: Batch) -> list[str]:
-            pixels_BCHW = batch.pixels_BCHW.to(data.device)
-            if hasattr(system, "answer"):
-                asked: list[dict[str, str]] = [{}] * len(batch)
-                return list(
-                    system.answer(pixels_BCHW, asked, prompt=self.prompt, settings=self.generation)
-                )
-            return list(system.caption_images(pixels_BCHW))
+            return describe(system, batch.pixels_BCHW, prompt=self.prompt, settings=self.generation)
 
         said = data.each(read)
         references = data.samples.captions
@@ -91,21 +85,25 @@ class CaptionsTask:
     ) -> Section:
         values = caption_metrics(references, said, with_java=self.with_java)
         section = captions_section(values, references, with_java=self.with_java)
-        names = [[thing["name"] for thing in sample.get("objects", [])] for sample in meta]
+        names = [objects_in(sample) for sample in meta]
         if all(names):
-            vocabulary = sorted({name for own in names for name in own})
-            section |= naming_section(named_things(said, names, vocabulary))
+            section |= naming_section(named_things(said, names, known_names(self.source, names)))
+        return section | self._by_domain(said, references, meta)
+
+    def _by_domain(
+        self, said: list[str], references: list[list[str]], meta: Sequence[Mapping[str, Any]]
+    ) -> Section:
+        """NoCaps' in-domain, near-domain and out-domain, each as a set of its own."""
+        domains = [str(sample.get("domain", "")) for sample in meta]
+        section: Section = {}
+        for domain in sorted(set(domains) - {""}):
+            rows = [row for row, found in enumerate(domains) if found == domain]
+            own_said, own = [said[row] for row in rows], [references[row] for row in rows]
+            values = caption_metrics(own, own_said, with_java=self.with_java)
+            shown = {k: value for k, value in values.items() if k in ("CIDEr-D", "SPICE")}
+            metrics = captions_section(shown, own, with_java=self.with_java)
+            section |= {f"{name} ({domain})": metric for name, metric in metrics.items()}
         return section
-
-
-def _check_fields(prompt: PromptTemplate, given: tuple[str, ...]) -> None:
-    """Refuse a prompt with other fields than those the task fills."""
-    if set(prompt.fields) != set(given):
-        wanted, filled = (", ".join(names) or "none" for names in (prompt.fields, given))
-        raise UserError(
-            f"the prompt {prompt.text!r} has the fields {wanted}, this task fills {filled}; "
-            "give the task a prompt of its own"
-        )
 
 
 @lru_cache(maxsize=8)
@@ -139,9 +137,7 @@ class VqaTask:
 
     def check(self, system: Any) -> None:
         """A system with a language model is needed."""
-        if not hasattr(system, "answer"):
-            raise UserError("questions need a system with a language model: generation")
-        _check_fields(self.prompt or system.config.prompt, ("question",))
+        check_answers(system, self.prompt)
 
     def run(self, system: Any, data: EvaluationSet) -> tuple[Section, list[Any]]:
         """Ask every question of every picture, each rank its share, and score the answers."""
@@ -152,7 +148,9 @@ class VqaTask:
                 for row, meta in enumerate(batch.meta)
                 for question in meta.get("questions", [])
             ]
-            said = self._ask(system, batch, asked)
+            said = ask(
+                system, batch.pixels_BCHW, asked, prompt=self.prompt, settings=self.generation
+            )
             answers: list[list[str]] = [[] for _ in batch.keys]
             for (row, _), answer in zip(asked, said, strict=True):
                 answers[row].append(answer)
@@ -163,27 +161,6 @@ class VqaTask:
         if not questions:
             raise UserError("no sample has questions in its json")
         return self._score(said, questions), []
-
-    def _ask(self, system: Any, batch: Batch, asked: list[tuple[int, str]]) -> list[str]:
-        """Answers to (row, question) pairs, in turns of the batch's size.
-
-        Ranks ask equally often, the first question again where one runs out: sharded weights are
-        gathered by all or by none.
-        """
-        size = len(batch)
-        turns = max(gather_objects(-(-len(asked) // size)))
-        said: list[str] = []
-        for turn in range(turns):
-            part = asked[turn * size : (turn + 1) * size]
-            filled = part or [(0, "")]
-            answers = system.answer(
-                batch.pixels_BCHW[[row for row, _ in filled]],
-                [{"question": question} for _, question in filled],
-                prompt=self.prompt,
-                settings=self.generation,
-            )
-            said += answers[: len(part)]
-        return said
 
     def _score(self, said: list[str], questions: list[dict[str, Any]]) -> Section:
         kinds = [str(question.get("kind", "other")) for question in questions]

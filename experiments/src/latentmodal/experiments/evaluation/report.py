@@ -33,15 +33,19 @@ SCORES = {
 class Metric:
     """A number and what is needed to read it.
 
+    ``value`` is None where it is a share of nothing, such as the precision of an answer that was
+    never given; it is stored as null and shown as a dash.
+
     ``n`` is the number of queries, images or pairs; ``protocol`` says in words how it was taken,
     since equal names under different protocols must not be compared. A ``score`` is no share, but
-    shown 100-fold as one is: CIDEr-D's 1.216 is the 121.6 of papers.
+    shown 100-fold as one is: CIDEr-D's 1.216 is the 121.6 of papers. A ``count`` is a mean
+    number of things.
     """
 
-    value: float
+    value: float | None
     n: int
     protocol: str
-    unit: Literal["share", "score", "rank"] = "share"
+    unit: Literal["share", "score", "rank", "count"] = "share"
     chance: float | None = None
     standard_error: float | None = None
 
@@ -108,10 +112,11 @@ class EvalReport:
         return table
 
     def log(self, writer: SummaryWriter, step: int) -> None:
-        """Write every metric as the scalar ``eval/<section>/<name>``, shares in [0, 1]."""
+        """Write each metric as the scalar ``eval/<section>/<name>``, shares in [0, 1]; no None."""
         for section, metrics in self.sections.items():
             for name, metric in metrics.items():
-                writer.add_scalar(f"eval/{section}/{name}", metric.value, step)
+                if metric.value is not None:
+                    writer.add_scalar(f"eval/{section}/{name}", metric.value, step)
 
 
 def retrieval_section(result: RetrievalResult) -> dict[str, Metric]:
@@ -232,7 +237,10 @@ def captions_section(
 
 def naming_section(result: NamingResult) -> dict[str, Metric]:
     """Whether captions name the things of their pictures: exact set, precision, recall."""
-    protocol = "known names found in the caption, longest first, against those of the picture"
+    protocol = (
+        f"{result.num_known} known names, of which those in the caption, longest first, are "
+        "compared with those of the picture"
+    )
     mentioned, true = f"{result.num_mentioned} names mentioned", f"{result.num_true} true names"
     return {
         "names_exact": Metric(
@@ -282,7 +290,9 @@ def _binomial_error(share: float, n: int) -> float:
     return (share * (1 - share) / n) ** 0.5
 
 
-def _shown(number: float, metric: Metric) -> str:
+def _shown(number: float | None, metric: Metric) -> str:
+    if number is None:
+        return "–"
     match metric.unit:
         case "share":
             return f"{100 * number:.1f} %"
@@ -290,6 +300,8 @@ def _shown(number: float, metric: Metric) -> str:
             return f"{100 * number:.1f}"
         case "rank":
             return f"{number:g}"
+        case "count":
+            return f"{number:.1f}"
 
 
 def _shown_error(metric: Metric) -> str:

@@ -17,12 +17,14 @@ from latentmodal.experiments.data.module import SOURCES
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation.answers import CaptionsTask, VqaTask
 from latentmodal.experiments.evaluation.choices import preferred, told_apart
+from latentmodal.experiments.evaluation.descriptions import DescriptionsTask
 from latentmodal.experiments.evaluation.matching import (
     PAIR_TIE,
     pair_score,
     reranked_metrics,
     score_pairs,
 )
+from latentmodal.experiments.evaluation.pope_task import PopeTask
 from latentmodal.experiments.evaluation.report import (
     SCORES,
     Metric,
@@ -239,6 +241,8 @@ TASKS: dict[str, type] = {
     "zero_shot": ZeroShotTask,
     "captions": CaptionsTask,
     "vqa": VqaTask,
+    "pope": PopeTask,
+    "descriptions": DescriptionsTask,
 }
 
 

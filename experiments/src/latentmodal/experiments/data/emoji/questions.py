@@ -53,6 +53,14 @@ def questions(picture: Picture, things: Sequence[Thing], rng: random.Random) -> 
     return [question for _, _, question in sorted(ranked, key=lambda r: r[:2])[:_MAX_QUESTIONS]]
 
 
+def presence_question(name: str) -> str:
+    """Whether a thing of that name is there: Is there a fox, any bread; Are there any grapes."""
+    number = grammar.number_of(name)
+    verb = "Are" if number == "plural" else "Is"
+    phrase = f"any {name}" if number in ("plural", "mass") else grammar.noun_phrase(name)
+    return f"{verb} there {phrase} in the picture?"
+
+
 def _identity_questions(picture: Picture, groups: Sequence[Group]) -> list[Question]:
     if len(picture.objects) == 1:
         return [Question("What is this?", groups[0].phrase(), "name")]
@@ -63,11 +71,7 @@ def _presence_questions(
     groups: Sequence[Group], things: Sequence[Thing], rng: random.Random
 ) -> list[Question]:
     def ask(thing: Thing, answer: str) -> Question:
-        verb = "Are" if grammar.number_of(thing.name) == "plural" else "Is"
-        phrase = grammar.noun_phrase(thing.name)
-        if grammar.number_of(thing.name) in ("plural", "mass"):
-            phrase = f"any {thing.name}"
-        return Question(f"{verb} there {phrase} in the picture?", answer, "presence")
+        return Question(presence_question(thing.name), answer, "presence")
 
     present = rng.choice(groups).thing
     questions = [ask(present, "yes")]

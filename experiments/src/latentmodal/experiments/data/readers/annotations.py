@@ -72,7 +72,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed annotation file. The pictures stream; the annotations of all of them are held."""
+    """A parsed annotation file: JSON, or a list as JSON lines whatever the file is called.
+
+    The pictures stream; the annotations of all of them are held.
+    """
 
     path: Path
     content: Any
@@ -81,8 +84,13 @@ class Document:
     def load(cls, path: Path) -> Document:
         """Raises `UserError` when the file cannot be read or is not JSON."""
         try:
-            with path.open("rb") as file:
-                return cls(path, json.load(file))
+            data = path.read_bytes()
+            try:
+                return cls(path, json.loads(data))
+            except ValueError:
+                if (lines := _json_lines(data)) is None:
+                    raise
+                return cls(path, lines)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
@@ -109,6 +117,25 @@ class Document:
         if isinstance(listed, list) and listed and isinstance(listed[0], dict):
             return listed[0]
         return {}
+
+
+def _json_lines(data: bytes) -> list[Any] | None:
+    """The values of a file of JSON lines; None where its first line is no value of its own.
+
+    Raises:
+        ValueError: a later line is none.
+    """
+    values: list[Any] = []
+    for number, line in enumerate(data.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            if not values:
+                return None
+            raise ValueError(f"line {number}: {error}") from error
+    return values
 
 
 def _objects(listed: list[Any], where: str) -> Iterator[Entry]:

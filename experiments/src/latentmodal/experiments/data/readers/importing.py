@@ -30,6 +30,7 @@ class Imported:
     samples: int
     captions: int
     questions: int
+    conversations: int
     shards: int
     skipped: str
 
@@ -75,6 +76,7 @@ def import_dataset(
         samples=len(found),
         captions=sum(len(image.captions) for image, _ in found),
         questions=sum(len(image.questions) for image, _ in found),
+        conversations=sum(bool(image.conversation) for image, _ in found),
         shards=shards,
         skipped=tally.summary(top=len(Cause)),
     )
@@ -139,7 +141,7 @@ def _unusable(image: AnnotatedImage, path: Path | None) -> Cause | None:
         return Cause.IMAGE_FORMAT
     if path.stat().st_size == 0:
         return Cause.ZERO_BYTE_IMAGE
-    if not image.captions and not image.questions:
+    if not image.captions and not image.questions and not image.conversation:
         return Cause.NO_CAPTION
     return None
 
@@ -181,6 +183,10 @@ def _samples(
             meta["questions"] = list(image.questions)
         if image.domain is not None:
             meta["domain"] = image.domain
+        if image.description is not None:
+            meta["description"] = image.description
+        if image.conversation:
+            meta["conversation"] = list(image.conversation)
         # A number, since an id from a stranger's file may hold anything a tar key must not.
         yield {
             "__key__": f"{number:08d}",

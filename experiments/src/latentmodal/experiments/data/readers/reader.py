@@ -21,6 +21,8 @@ class AnnotatedImage:
         captions: as published.
         questions: ``question``, and where known ``answer``, ``answers``, ``question_id``, ``kind``.
         domain: of NoCaps: in-domain, near-domain or out-domain.
+        description: a long one.
+        conversation: turns ``{role, text}`` of user and assistant; ``<image>`` marks the picture.
     """
 
     image_id: str
@@ -28,6 +30,8 @@ class AnnotatedImage:
     captions: tuple[str, ...] = ()
     questions: tuple[dict[str, Any], ...] = ()
     domain: str | None = None
+    description: str | None = None
+    conversation: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from latentmodal.experiments.evaluation.captions.metrics import caption_metrics
 from latentmodal.experiments.evaluation.captions.naming import (
+    FormFinder,
     NameFinder,
     NamingResult,
     named_things,
@@ -9,6 +10,7 @@ from latentmodal.experiments.evaluation.captions.naming import (
 from latentmodal.experiments.evaluation.captions.tokenize import one_line, tokenize
 
 __all__ = [
+    "FormFinder",
     "NameFinder",
     "NamingResult",
     "caption_metrics",

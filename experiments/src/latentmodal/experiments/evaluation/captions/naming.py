@@ -1,7 +1,7 @@
 """Does a caption name the things in the picture, all of them and no others?"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from latentmodal.experiments.data.emoji import grammar
@@ -23,6 +23,8 @@ class NamingResult:
     num_pictures: int
     num_mentioned: int
     num_true: int
+    num_known: int
+    """Names in the vocabulary, of which a caption may say wrong ones."""
 
 
 def named_things(
@@ -59,11 +61,49 @@ def named_things(
         num_pictures=len(pairs),
         num_mentioned=mentioned,
         num_true=num_true,
+        num_known=len(finder.names),
     )
 
 
-class NameFinder:
-    """Finds known names in text: whole words, singular or plural, the longest first.
+class FormFinder:
+    """Finds known forms in text: whole words, the longest first, whatever their case.
+
+    Args:
+        name_of_form: what each form (a word or several) names; "" where it names nothing, and
+            only keeps a shorter one inside it from being found.
+
+    Raises:
+        UserError: no forms.
+    """
+
+    def __init__(self, name_of_form: Mapping[str, str]) -> None:
+        if not name_of_form:
+            raise UserError("the vocabulary is empty: give the names to look for")
+        self._name_of_form = {form.lower(): name for form, name in name_of_form.items()}
+        longest_first = sorted(self._name_of_form, key=len, reverse=True)
+        forms = "|".join(map(re.escape, longest_first))
+        self._pattern = re.compile(rf"(?<![\w-])(?:{forms})(?![\w-])")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Everything that can be found."""
+        return frozenset(filter(None, self._name_of_form.values()))
+
+    def forms(self, text: str) -> list[str]:
+        """The forms in ``text`` in lower case and reading order, as often as they are said."""
+        return self._pattern.findall(one_line(text).lower())
+
+    def mentions(self, text: str) -> list[str]:
+        """What the forms in ``text`` name, in reading order, as often as it is said."""
+        return [name for form in self.forms(text) if (name := self._name_of_form[form])]
+
+    def find(self, text: str) -> set[str]:
+        """The names in ``text``."""
+        return set(self.mentions(text))
+
+
+class NameFinder(FormFinder):
+    """Finds names in the singular or the plural.
 
     "two tropical fish" holds a tropical fish and no fish; a sunflower is no sun.
 
@@ -75,17 +115,9 @@ class NameFinder:
     """
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
-        if not vocabulary:
-            raise UserError("the vocabulary is empty: give the names to look for")
-        self._name_of_form: dict[str, str] = {name.lower(): name for name in vocabulary}
+        forms = {name.lower(): name for name in vocabulary}
         for name in vocabulary:
             if grammar.number_of(name) == "singular":
                 # A name keeps its own form, even where it is the plural of another.
-                self._name_of_form.setdefault(grammar.plural(name).lower(), name)
-        longest_first = sorted(self._name_of_form, key=len, reverse=True)
-        forms = "|".join(map(re.escape, longest_first))
-        self._pattern = re.compile(rf"(?<![\w-])(?:{forms})(?![\w-])")
-
-    def find(self, text: str) -> set[str]:
-        """The names in ``text``."""
-        return {self._name_of_form[form] for form in self._pattern.findall(one_line(text).lower())}
+                forms.setdefault(grammar.plural(name).lower(), name)
+        super().__init__(forms)
