@@ -86,6 +86,20 @@ def test_a_sample_without_questions_is_named(questions: list[dict[str, Any]] | N
         WritePrompts(writer(ASKED), "answer")([sample(1, questions)])
 
 
+def test_a_sample_without_a_caption_is_named() -> None:
+    with pytest.raises(UserError, match=r"^sample 0001 has no caption; system.target=caption"):
+        WritePrompts(writer(), "caption")([sample(1, QUESTIONS)])
+
+
+@pytest.mark.parametrize(
+    "entry", [{"question": "who ?"}, {"answer": "cat"}, {"answers": ["cat"]}, "?"]
+)
+def test_half_a_question_is_named(entry: Any) -> None:
+    with pytest.raises(UserError, match=r"^sample 0001 has an entry in questions without") as found:
+        WritePrompts(writer(ASKED), "answer")([sample(1, [entry])])
+    assert "\n" not in str(found.value)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_writes_the_prompts_of_its_own_draws(
     tmp_path: Any, encode_image: Any, to_pixels: Any, workers: int

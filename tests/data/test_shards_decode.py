@@ -197,6 +197,20 @@ def test_questions_make_up_for_missing_captions():
     assert _decode({"png": PNG, "txt": b"t", "json": meta}).captions == ["t"]
 
 
+def test_a_conversation_makes_up_for_missing_captions():
+    meta = b'{"conversation": [{"role": "user", "text": "q"}, {"role": "assistant", "text": "a"}]}'
+    sample = _decode({"png": PNG, "json": meta})
+    assert sample.captions == [] and sample.meta["conversation"][1]["text"] == "a"
+    with pytest.raises(BadSampleError, match="no caption"):
+        _decode({"png": PNG, "json": b'{"conversation": []}'})
+
+
+def test_a_sample_of_img2dataset_without_txt_has_the_caption_of_its_json():
+    meta = b'{"caption": "a cat ", "url": "u", "key": "000000000", "status": "success", "width": 2}'
+    sample = _decode({"jpg": PNG, "json": meta})
+    assert (sample.captions, sample.caption) == (["a cat"], "a cat")
+
+
 @pytest.mark.parametrize("questions", [b"[]", b"null", b"3", b'{"question": "q"}'])
 def test_no_questions_do_not(questions):
     with pytest.raises(BadSampleError, match="no caption"):

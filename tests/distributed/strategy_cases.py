@@ -9,20 +9,19 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from latentmodal.bridges import rank
-from latentmodal.encoders import TextTransformerConfig, TimmImageConfig
+from latentmodal.encoders import TextTransformerConfig, TimmImageConfig, Tokenizer
 from latentmodal.experiments.data.collate import Batch, TextTensors
 from latentmodal.experiments.data.loader import gather_objects
 from latentmodal.experiments.systems.alignment import AlignmentConfig
@@ -64,13 +63,21 @@ IMAGE_ENCODER = TimmImageConfig(
 )
 
 
+class Tokenized(Tokenizer):
+    """Batches come tokenized; all texts begin alike."""
+
+    vocab_size, pad_id, bos_id, eot_id = 50, 0, 1, 2
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [[1] for _ in texts]
+
+
 def build_system(case: str, optim: OptimConfig, trainer: TrainerConfig) -> System:
     plan = FreezePlan(dict.fromkeys(FROZEN.get(case, ()), "frozen"))
     if case in GENERATION:
         return GenerationOfIds(generation_config(case), plan, optim, trainer)
     if case in ALIGNMENT:
-        tokenizer: Any = SimpleNamespace(vocab_size=50)  # batches come tokenized
-        return alignment_config(case).build(plan, optim, trainer, tokenizer)
+        return alignment_config(case).build(plan, optim, trainer, Tokenized(8, trim=True))
     return contrastive_config(case).build(plan, optim, trainer)
 
 
@@ -225,7 +232,7 @@ def say(system: Any, batch: Batch) -> list[str]:
 
     The second rank goes on longer than the first, as happens when answers differ in length.
     """
-    words = Tokenizer(WordLevel({f"w{word}": word for word in range(50)}, unk_token="w0"))
+    words = RustTokenizer(WordLevel({f"w{word}": word for word in range(50)}, unk_token="w0"))
     system.model.llm._tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w7")
     first_ids = batch.text.ids_BT[:, 0].tolist()
     asked = [Prompt((IMAGE, (1, word))).lay_out(lambda text: [], 3) for word in first_ids]

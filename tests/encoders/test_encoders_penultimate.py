@@ -72,6 +72,34 @@ def test_pooled_is_class_token_or_mean_and_every_parameter_learns(name: str) -> 
     assert sum(isinstance(m, encoder.fsdp_units) for m in encoder.modules()) == 2
 
 
+@pytest.mark.parametrize(
+    ("config", "alone"),
+    [
+        *((config, set()) for config in ENCODERS.values()),
+        (
+            HfImageConfig(config={"model_type": "clip_vision_model", **HF_TINY}),
+            {"model.post_layernorm.weight", "model.post_layernorm.bias"},
+        ),
+        (timm_config(VIT, features="last"), set()),
+        (
+            timm_config(VIT, features="last", pool="avg"),
+            {"trunk.fc_norm.weight", "trunk.fc_norm.bias"},
+        ),
+        (TimmImageConfig(model="test_resnet"), set()),
+    ],
+)
+def test_parameters_of_the_pooled_feature_alone(config: Any, alone: set[str]) -> None:
+    encoder = config.build()
+    encoder.requires_grad_(False)
+    encoder.train()
+    first = next(encoder.children()).eval()
+    assert set(encoder.pooling_parameters()) == alone
+    assert encoder.training and not first.training, "modes are left as they were"
+    encoder.requires_grad_(True)
+    encoder(pixels_for(encoder)).tokens_BND.square().mean().backward()
+    assert {n for n, p in encoder.named_parameters() if p.grad is None} == alone
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_grad_checkpointing_changes_nothing_but_memory(name: str) -> None:
     torch.manual_seed(0)
@@ -180,6 +208,26 @@ def test_whole_and_shortened_weight_files_load(
     loaded = encoder.trunk.state_dict()
     assert loaded.keys() == without(state, "blocks.2.", "norm.", "head.").keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_the_hubs_eva_at_another_size_is_that_of_a_local_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """LAVIS and timm resize learned positions by different cubic kernels."""
+    torch.manual_seed(1)
+    native = timm.create_model(EVA, num_classes=5, **TINY).state_dict()  # of 224 pixels
+    save_file(native, tmp_path / "model.safetensors")
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(native)
+    )
+    monkeypatch.setattr("timm.models._builder.has_hf_hub", lambda *_, **__: True)
+    hub = timm_config(EVA, pretrained=True, image_size=size).build().trunk.state_dict()
+    local = timm_config(EVA, weights=str(tmp_path), image_size=size).build().trunk.state_dict()
+    assert hub.keys() == local.keys()
+    assert all(torch.equal(tensor, local[name]) for name, tensor in hub.items())
+    assert hub["pos_embed"].shape == (1, 1 + (size // 8) ** 2, 32)
+    assert torch.equal(hub["blocks.0.mlp.fc1.weight"], native["blocks.0.mlp.fc1.weight"])
 
 
 @pytest.mark.parametrize(

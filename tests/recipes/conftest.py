@@ -88,7 +88,7 @@ system:
     mlp_dim: 24
     dropout: 0.0
     max_positions: 12
-  tokenizer: {name: transformers, model: TOKENIZER, context_length: 6}
+  tokenizer: {name: transformers, model: TOKENIZER-led, context_length: 6}
   embed_dim: 8
 freeze: {"image_encoder.*": frozen}
 data:
@@ -144,14 +144,14 @@ def changes() -> Callable[[str], dict[str, Any]]:
     return compare
 
 
-def save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path, template: str = "$A [EOT]") -> None:
     """Words, and an end-of-text token with the highest id, as CLIP's is."""
     vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "-", *WORDS])}
     vocabulary["[EOT]"] = len(vocabulary)
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
-        single="$A [EOT]", special_tokens=[("[EOT]", vocabulary["[EOT]"])]
+        single=template, special_tokens=[(name, vocabulary[name]) for name in ("-", "[EOT]")]
     )
     PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOT]"
@@ -174,6 +174,7 @@ def tiny_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     shard = write_shards(samples, folder / "shards", len(WORDS))[0]
     save_tokenizer(folder / "tokenizer")
+    save_tokenizer(folder / "tokenizer-led", "- $A [EOT]")
     for name, text in (("clip", CLIP), ("alignment", ALIGNMENT)):
         text = text.replace("SHARDS", str(shard)).replace("TOKENIZER", str(folder / "tokenizer"))
         text = text.replace("EVA", str(folder / "eva.safetensors"))

@@ -108,8 +108,11 @@ def test_a_first_stage_starts_another(
 
 
 @pytest.mark.parametrize("form", ["run", "latentmodal", "lavis", "hf"])
-def test_a_first_stage_starts_a_second(form: str, source: Sources, aligned: Train) -> None:
-    started = second_stage(PretrainedConfig(path=str(source(form)), format=form))
+def test_a_first_stage_starts_a_second(
+    form: str, source: Sources, aligned: Train, tiny_recipes: Path
+) -> None:
+    pretrained = PretrainedConfig(path=str(source(form)), format=form)
+    started = second_stage(pretrained, weights=str(tiny_recipes / "eva.safetensors"))
     expected = model_of(aligned()).bridge.state_dict()
     assert_holds(started.bridge.state_dict(), expected, ("proj.",))
     assert started.bridge.state_dict()["proj.weight"].shape == (20, 16)

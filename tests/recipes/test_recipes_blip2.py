@@ -123,6 +123,7 @@ DIFFERS: dict[str, dict[str, Any]] = {
     "blip2/stage2_vitg_flant5xl": {
         "system.llm.name": "seq2seq",
         "system.llm.model": "google/flan-t5-xl",
+        "system.llm.config_overrides.dense_act_fn": "gelu",
         "system.prompt.text": "{image}{answer}{eos}",
         "system.prompt.end": None,
         "system.prompt.label_bos": False,
@@ -164,7 +165,6 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "system.generation.length_penalty": 0.0,
         "data.train": [shards("vqav2_train")],
         "data.loader.batch_size": 8,
-        "data.loader.clean": "none",
         "data.loader.draft_side": 810,
         "optim.layer_decay.image_encoder.*": 0.95,
         "trainer.max_steps": 17330,
@@ -236,7 +236,11 @@ def without_downloads(system: Any) -> Any:
     if not isinstance(system, AlignmentConfig):
         llm = system.llm
         kind = Seq2SeqConfig if isinstance(llm, Seq2SeqConfig) else CausalConfig
-        parts["llm"] = kind(config=LANGUAGE_MODELS[llm.model or llm.gguf], dtype=llm.dtype)
+        parts["llm"] = kind(
+            config=LANGUAGE_MODELS[llm.model or llm.gguf],
+            config_overrides=llm.config_overrides,
+            dtype=llm.dtype,
+        )
     return dataclasses.replace(system, **parts)
 
 
@@ -373,4 +377,7 @@ def test_the_second_stage_leaves_the_language_model_in_bfloat16_and_frozen() -> 
     model = built("blip2/stage2_vitg_flant5xxl")
     assert {p.dtype for p in model.llm.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.bridge.parameters()} == {torch.float32}
+    feed_forwards = [m for m in model.modules() if hasattr(m, "wi_0")]
+    assert len(feed_forwards) == 48
+    assert {type(m.act).__name__ for m in feed_forwards} == {"GELUActivation"}, "not gelu_new"
     assert model.llm.width == model.bridge.out_dim == 4096

@@ -374,6 +374,26 @@ def test_answers_are_trained_and_scored(answers: Path) -> None:
     assert "views/captions" not in events(answers).Tags()["images"], "nobody asked anything"
 
 
+def test_answers_and_descriptions_are_judged_for_things_that_are_not_there(
+    answers: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(answers, tmp_path / "run")
+    plain = "prompt: {text: '{image}{bos}{answer}{eos}'}"
+    pope = f"evaluation.tasks.pope={{name: pope, per_picture: 1, {SPLIT}}}"
+    said = f"evaluation.tasks.said={{name: descriptions, {plain}, {SPLIT}}}"
+    assert main("eval", run, "evaluation.tasks.asked=null", pope, said) == 0
+    found = sections(run / "eval.json")
+    assert {name.partition("/")[0] for name in found["pope"]} == {
+        "random",
+        "popular",
+        "adversarial",
+    }
+    assert found["pope"]["popular/accuracy"]["n"] == 2 * found["said"]["words"]["n"]
+    assert {"words", "tokens", "repeats", "unfinished", "CHAIRi", "CHAIRs"} <= set(found["said"])
+    tags = set(events(run).Tags()["scalars"])
+    assert {"eval/pope/random/accuracy", "eval/said/CHAIRs"} <= tags
+
+
 @pytest.fixture
 def complaint(
     capsys: pytest.CaptureFixture[str], chain: Chain, tmp_path: Path

@@ -1,4 +1,4 @@
-"""The command line: `latentmodal fit | eval | recipe | data | convert`.
+"""The command line: `latentmodal fit | eval | cache | recipe | data | convert`.
 
 A mistake of the user's is one line on stderr and exit code 2; `--debug` shows the traceback.
 """
@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from latentmodal.experiments.curation.cli import curate_app
 from latentmodal.experiments.errors import UserError
 
 # Loader workers share the cores with the training threads, which would otherwise spin while they
@@ -31,6 +32,7 @@ recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
 data_app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
+app.add_typer(curate_app, name="curate")
 
 console = Console()
 if not console.is_terminal:
@@ -126,14 +128,18 @@ def data_import(
     layout: Annotated[
         str,
         typer.Argument(
-            metavar="FORMAT", help="karpathy, coco_captions, vg_captions, nocaps, vqav2, okvqa, gqa"
+            metavar="FORMAT",
+            help="karpathy, coco_captions, vg_captions, nocaps, vqav2, okvqa, gqa, cc_sbu_align, "
+            "llava, pope",
         ),
     ],
     images: Annotated[Path, typer.Option(help="folder of the pictures")],
     split: Annotated[str, typer.Option(help="split to read and to call the samples by")],
     out: Annotated[Path, typer.Option(help="folder to write the shards into")],
-    annotations: Annotated[Path | None, typer.Option(help="captions, or answers of a VQA")] = None,
-    questions: Annotated[Path | None, typer.Option(help="questions of a VQA, or of GQA")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="captions, conversations, or answers of a VQA")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="questions of a VQA, GQA or POPE")] = None,
     max_missing: Annotated[
         float, typer.Option(help="share of pictures that may be missing")
     ] = 0.05,
@@ -150,14 +156,45 @@ def data_import(
         out=out,
         max_missing=max_missing,
     )
+    talks = f"{done.conversations} conversations, " if done.conversations else ""
     lines = [
-        f"{done.samples} samples, {done.captions} captions, {done.questions} questions, "
+        f"{done.samples} samples, {done.captions} captions, {done.questions} questions, {talks}"
         f"{done.shards} shards in {done.folder}",
         *([f"left out: {done.skipped}"] if done.skipped else []),
         "for data.train of a recipe:",
         f"  {done.recipe_line}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+@app.command()
+def cache(
+    recipe: Annotated[str, typer.Argument(help="a recipe whose image tower is frozen")],
+    overrides: Overrides = None,
+    views: Annotated[
+        int | None, typer.Option(min=1, help="augmented versions of each picture to keep")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32")] = "bfloat16",
+    folder: Annotated[
+        Path | None, typer.Option(help="where to write (default: where data.features=auto looks)")
+    ] = None,
+    upto: Annotated[
+        str, typer.Option(help="frozen (bridge included, as far as it is) or encoder")
+    ] = "frozen",
+) -> None:
+    """Encode a recipe's training pictures once; data.features=auto then trains from that."""
+    from latentmodal.experiments.feature_cache.filling import cache_features
+    from latentmodal.experiments.recipe import load_recipe
+
+    made = cache_features(
+        load_recipe(recipe, list(overrides or [])),
+        views=views,
+        dtype=dtype,
+        folder=folder,
+        upto=upto,
+        console=console,
+    )
+    sys.stdout.write(f"{made}\n")
 
 
 @app.command()

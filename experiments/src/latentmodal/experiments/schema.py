@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentmodal.experiments.choose import choice
+from latentmodal.experiments.choose import choice, name_in
 from latentmodal.experiments.data.module import DataConfig
 from latentmodal.experiments.evaluation.tasks import EvaluationConfig
 from latentmodal.experiments.systems import SYSTEMS
+from latentmodal.experiments.systems.contrastive import ContrastiveConfig
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
 from latentmodal.experiments.training.freeze import FreezePlan
 
@@ -32,6 +33,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         FreezePlan(self.freeze)
+        count = self.data.loader.captions_per_image
+        if count > 1 and not isinstance(self.system, ContrastiveConfig):
+            raise ValueError(
+                f"data.loader.captions_per_image: is {count}, and {name_in(SYSTEMS, self.system)} "
+                "reads one caption of each picture; leave it at 1"
+            )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; give 0 or more")
 

@@ -1,6 +1,7 @@
 """Samples to a batch.
 
-Shapes: B batch, C channels, H/W pixels, T text length, M texts (B x captions per image).
+Shapes: B batch, C channels, H/W pixels, N feature tokens, D width, T text length, M texts (B x
+captions per image).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from latentmodal.experiments.data.faults import Fault
 from latentmodal.experiments.data.sample import Sample
 from latentmodal.experiments.data.seeding import derive_seed
+from latentmodal.experiments.errors import UserError
 
 
 class TextTensors(NamedTuple):
@@ -51,7 +53,9 @@ class Batch:
     """A training or evaluation batch.
 
     Attributes:
-        pixels_BCHW: uint8.
+        pixels_BCHW: uint8; (B, 3, 0, 0) where there are features instead.
+        features_BND: what the frozen part of the model makes of the pictures, in the dtype of the
+            cache it was read from.
         text: tokens of ``captions``; T is 0 without a tokenizer.
         num_text_tokens: how many of them are not padding, counted here so that no accelerator
             has to be asked.
@@ -81,6 +85,7 @@ class Batch:
     prompts: Any = None
     draws: list[int] = field(default_factory=list)
     faults: tuple[Fault, ...] = ()
+    features_BND: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -97,6 +102,7 @@ class Batch:
         return replace(
             self,
             pixels_BCHW=change(self.pixels_BCHW),
+            features_BND=None if self.features_BND is None else change(self.features_BND),
             text=TextTensors(change(self.text.ids_BT), change(self.text.mask_BT)),
             index_B=change(self.index_B),
             image_ids_B=None if self.image_ids_B is None else change(self.image_ids_B),
@@ -129,8 +135,10 @@ class Collate:
             images = [str(sample.meta.get("image_id", sample.key)) for sample in samples]
             image_ids_B = text_ids_M = torch.tensor([derive_seed(name) for name in images])
         tokens = self._tokens(texts)
+        features = [sample.features for sample in samples if sample.features is not None]
         return Batch(
             pixels_BCHW=torch.stack([sample.image for sample in samples]),
+            features_BND=None if not features else torch.stack(features),
             text=tokens,
             num_text_tokens=int(tokens.mask_BT.sum()),
             prompts=None if self.prompt_transform is None else self.prompt_transform(samples),
@@ -146,8 +154,14 @@ class Collate:
         )
 
     def _texts(self, sample: Sample) -> list[str]:
-        """The chosen caption and the ones after it, round the list; "" where there is none."""
+        """The chosen caption and the ones after it, round the list; "" where there is none.
+
+        Raises:
+            UserError: there is none, and the system reads captions.
+        """
         if not sample.captions:
+            if self.text_transform is not None:
+                raise UserError(f"sample {sample.key} has no caption; this system trains on them")
             return [sample.caption] * self.captions_per_image
         first, count = sample.captions.index(sample.caption), len(sample.captions)
         return [sample.captions[(first + i) % count] for i in range(self.captions_per_image)]

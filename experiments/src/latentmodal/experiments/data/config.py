@@ -68,8 +68,9 @@ class LoaderConfig:
         match: which texts are positives of an image: its own ``row``, every text of the global
             batch that equals its ``caption`` word for word, or every text of the same ``image``
             (by ``image_id`` in its json, else by key).
-        clean: ``blip`` rewrites captions as BLIP and BLIP-2 do: lower case, most marks gone, at
-            most 50 words; ``none`` leaves them.
+        clean: ``blip`` rewrites captions and questions as BLIP and BLIP-2 do: lower case, most
+            marks gone, at most 50 words; ``none`` leaves them. Evaluation rewrites what the model
+            is to read likewise, and leaves answers and the references of caption metrics alone.
         captions_per_image: texts each image brings to the batch, all its positives; an image
             with fewer repeats some.
         prefetch: batches each worker prepares ahead.

@@ -15,6 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from latentmodal.experiments.data.addresses import check_shards, expand_addresses
 from latentmodal.experiments.data.collate import Batch, Collate, PromptTransform, TextTransform
 from latentmodal.experiments.data.config import LoaderConfig, ShardSourceConfig
+from latentmodal.experiments.data.decode import FeatureSource
 from latentmodal.experiments.data.eval_stream import EvalStream, count_keys
 from latentmodal.experiments.data.faults import BadSamples
 from latentmodal.experiments.data.seeding import derive_seed
@@ -56,6 +57,9 @@ class TrainLoader:
     length, since Lightning fetches one batch ahead of a loader that has none, and would save a
     position that is one batch late.
 
+    With ``features`` no picture is decoded: batches hold what is cached of them, and are otherwise
+    the same ones in the same order.
+
     ``state_dict`` gathers the positions of all ranks (so every rank must call it together);
     ``load_state_dict`` picks its own. ``bad_samples`` counts what the batches given out cost.
     """
@@ -70,6 +74,7 @@ class TrainLoader:
         image_transform: ImageTransform,
         text_transform: TextTransform | None = None,
         prompt_transform: PromptTransform | None = None,
+        features: FeatureSource | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         pin_memory: bool | None = None,
@@ -91,6 +96,7 @@ class TrainLoader:
             seed=seed,
             rank=self._rank,
             world_size=self._world_size,
+            features=features,
         )
         self._loader: StatefulDataLoader[Any] = StatefulDataLoader(
             stream,

@@ -90,6 +90,8 @@ class DataConfig:
     train: tuple[Any, ...] = choices(SOURCES, keyed=False)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    features: str | None = None
+    """Train from frozen features, not pictures: `auto`, or the folder `latentmodal cache` made."""
 
     def __post_init__(self) -> None:
         if not self.train:

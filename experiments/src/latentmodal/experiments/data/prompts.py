@@ -1,4 +1,4 @@
-"""Samples to a language model's prompts, in the loader's workers."""
+"""Samples to a language model's prompts and conversations, in the loader's workers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from typing import Any
 
 from latentmodal.experiments.data.sample import Sample
 from latentmodal.experiments.errors import UserError
-from latentmodal.llm import PromptWriter
+from latentmodal.llm import IMAGE_TAG, ConversationWriter, PromptWriter, Turn
 
-TARGETS = ("caption", "answer")
+TARGET_FIELDS: dict[str, tuple[str, ...]] = {
+    "caption": (),
+    "description": (),
+    "answer": ("question",),
+}
+"""What `{answer}` may be, and the other fields of a prompt that a sample then fills."""
+
+TARGETS = (*TARGET_FIELDS, "conversation")
 
 
 @dataclass(frozen=True)
 class WritePrompts:
     """Fills the fields of a prompt from each sample; picklable, as workers may be spawned.
 
-    For `caption` the answer is the caption drawn for this visit. For `answer` one of the sample's
-    questions is drawn, and of several people's answers one of those.
+    For `caption` the answer is the caption drawn for this visit, for `description` that of the
+    sample's json. For `answer` one of its questions is drawn, and of several people's answers one
+    of those.
     """
 
     writer: PromptWriter
@@ -30,14 +38,68 @@ class WritePrompts:
         return self.writer.train(fields, [sample.draw for sample in samples])
 
 
+@dataclass(frozen=True)
+class WriteConversations:
+    """Makes a conversation of each sample; picklable.
+
+    For `conversation` it is the one in the sample's json. Otherwise the user shows the picture, for
+    `answer` with the question drawn, else with an instruction drawn by the writer, and the
+    assistant says what `WritePrompts` would have it say.
+    """
+
+    writer: ConversationWriter
+    target: str
+
+    def __call__(self, samples: Sequence[Sample]) -> Any:
+        turns = [sample_conversation(sample, self.target) for sample in samples]
+        return self.writer.train(turns, [sample.draw for sample in samples])
+
+
+def sample_conversation(sample: Sample, target: str) -> list[Turn]:
+    """What is said about a sample's picture.
+
+    Raises:
+        UserError: the sample lacks what the target needs, or speaks of several pictures.
+    """
+    if target != "conversation":
+        fields = prompt_fields(sample, target)
+        asked = f"{IMAGE_TAG} {fields.get('question', '')}".rstrip()
+        return [Turn("user", asked), Turn("assistant", fields["answer"])]
+    try:
+        turns = [Turn(turn["role"], turn["text"]) for turn in sample.meta["conversation"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"sample {sample.key} has no conversation in its json, a list of "
+            '{"role": "user" or "assistant", "text": …}; system.target=conversation needs one'
+        ) from error
+    pictures = sum(turn.text.count(IMAGE_TAG) for turn in turns if turn.role == "user")
+    if pictures > 1:
+        raise UserError(f"sample {sample.key} speaks of {pictures} pictures; a sample has one")
+    return turns
+
+
 def prompt_fields(sample: Sample, target: str) -> dict[str, str]:
     """What a sample gives a prompt: `answer`, and for questions `question`.
 
     Raises:
-        UserError: no question in the sample's json, where one is wanted.
+        UserError: the sample has no caption, description, or question with an answer, where one
+            is wanted.
     """
     if target == "caption":
+        if not sample.captions:
+            raise UserError(
+                f"sample {sample.key} has no caption; system.target=caption needs one, answer asks "
+                "the questions in its json"
+            )
         return {"answer": sample.caption}
+    if target == "description":
+        description = sample.meta.get("description")
+        if not isinstance(description, str) or not description.strip():
+            raise UserError(
+                f"sample {sample.key} has no description in its json; system.target=description "
+                "needs one, caption takes its captions"
+            )
+        return {"answer": description.strip()}
     questions = sample.meta.get("questions")
     if not questions:
         raise UserError(
@@ -45,5 +107,12 @@ def prompt_fields(sample: Sample, target: str) -> dict[str, str]:
         )
     rng = random.Random(sample.draw)
     chosen = rng.choice(questions)
-    answer = rng.choice(chosen["answers"]) if chosen.get("answers") else chosen["answer"]
-    return {"question": chosen["question"], "answer": answer}
+    entry = chosen if isinstance(chosen, dict) else {}
+    answers = entry.get("answers") or [entry.get("answer")]
+    answer, question = rng.choice(answers), entry.get("question")
+    if not (isinstance(question, str) and isinstance(answer, str)):
+        raise UserError(
+            f"sample {sample.key} has an entry in questions without question, or without answer "
+            "and answers; system.target=answer needs both"
+        )
+    return {"question": question, "answer": answer}

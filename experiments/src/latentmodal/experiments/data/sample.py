@@ -1,6 +1,6 @@
 """A sample on its way: bytes out of a shard, then pixels and captions.
 
-Shapes: C channels, H/W pixels.
+Shapes: C channels, H/W pixels, N feature tokens, D width.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Sample:
 
     Attributes:
         key: the label it has in its shard.
-        image: uint8, CHW.
+        image: uint8, CHW; of no size where `features` stand in for it.
+        features: what the frozen part of a model makes of the picture (N, D), where it is cached.
         captions: every caption, cleaned; none where the json asks questions instead.
         caption: the one chosen for this visit; "" where there is none.
         meta: what its json held.
@@ -67,3 +68,4 @@ class Sample:
     index: int = 0
     draw: int = 0
     faults: tuple[Fault, ...] = ()
+    features: Tensor | None = None

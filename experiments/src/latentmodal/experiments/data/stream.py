@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from latentmodal.experiments.data.addresses import open_shard
 from latentmodal.experiments.data.config import LoaderConfig
-from latentmodal.experiments.data.decode import decode_sample, visit_seed
+from latentmodal.experiments.data.decode import FeatureSource, decode_sample, visit_seed
 from latentmodal.experiments.data.faults import (
     BadSampleError,
     BadSamples,
@@ -33,7 +33,7 @@ from latentmodal.experiments.data.faults import (
 from latentmodal.experiments.data.sample import RawSample, Sample
 from latentmodal.experiments.data.seeding import derive_seed, derive_uniform, permutation
 from latentmodal.experiments.data.tar_reader import read_samples
-from latentmodal.experiments.data.text_cleaning import clean_caption
+from latentmodal.experiments.data.text_cleaning import clean_sample
 from latentmodal.experiments.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ class SourceStream:
         config: LoaderConfig,
         seed: int,
         consumer: Consumer,
+        features: FeatureSource | None = None,
     ) -> None:
         self._source = source
         self._number = number
@@ -101,6 +102,7 @@ class SourceStream:
         self._config = config
         self._seed = seed
         self._consumer = consumer
+        self._features = features
         self._losses = BadSamples()  # only to tell the user why nothing comes
         self.restore(Position())
 
@@ -130,6 +132,7 @@ class SourceStream:
                     draft_side=self._config.draft_side,
                     caption=self._source.caption,
                     seed=visit,
+                    features=self._features,
                 )
             except BadSampleError as error:
                 self._record(Fault(error.cause, raw.where))
@@ -138,8 +141,7 @@ class SourceStream:
                 continue
             faults, self._faults = (*self._faults, *sample.faults), []
             if self._config.clean == "blip":
-                captions = [clean_caption(caption) for caption in sample.captions]
-                sample = replace(sample, captions=captions, caption=clean_caption(sample.caption))
+                sample = clean_sample(sample)
             return replace(sample, faults=faults, draw=derive_seed(visit, "draw"))
 
     def _next_raw(self, first_epoch: int) -> RawSample:
@@ -201,6 +203,7 @@ class SourceStream:
                 self._record,
                 wanted=lambda ordinal: ordinal >= first and mine(ordinal),
                 max_member_bytes=self._config.max_member_bytes,
+                images=self._features is None,
             )
 
     def _record(self, fault: Fault) -> None:
@@ -266,6 +269,7 @@ class ShardStream(IterableDataset[Sample]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        features: FeatureSource | None = None,
     ) -> None:
         self._sources = tuple(sources)
         self._image_transform = image_transform
@@ -273,11 +277,20 @@ class ShardStream(IterableDataset[Sample]):
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
+        self._features = features
 
     def __iter__(self) -> MixIterator:
         consumer = this_consumer(self._rank, self._world_size)
         streams = [
-            SourceStream(source, i, self._image_transform, self._config, self._seed, consumer)
+            SourceStream(
+                source,
+                i,
+                self._image_transform,
+                self._config,
+                self._seed,
+                consumer,
+                self._features,
+            )
             for i, source in enumerate(self._sources)
         ]
         mix_seed = derive_seed(self._seed, "mix", *consumer)

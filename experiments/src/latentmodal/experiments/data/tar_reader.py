@@ -69,9 +69,11 @@ def read_samples(
     *,
     wanted: Callable[[int], bool] = lambda _ordinal: True,
     max_member_bytes: int = 64 << 20,
+    images: bool = True,
 ) -> Iterator[RawSample]:
     """The samples of one shard whose ordinal is ``wanted``; members of the others are passed over.
 
+    Without ``images`` those are passed over as well, and their members are empty.
     Faults that lose a sample are reported to ``on_fault``, by whoever wants that ordinal. Raises
     `UserError` for a pickled member: those run code when decoded, and no shard needs one.
     """
@@ -112,6 +114,8 @@ def read_samples(
             limit = _MAX_TEXT_BYTES if extension in TEXT_EXTENSIONS else max_member_bytes
             if member.size > min(limit, max_member_bytes):
                 cause = cause or Cause.HUGE_MEMBER
+            elif extension in IMAGE_EXTENSIONS and not images:
+                members[extension] = b""
             else:
                 members[extension] = reader.read_data()
     except _Damaged as damage:

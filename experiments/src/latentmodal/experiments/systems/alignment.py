@@ -6,7 +6,7 @@ Legend: B pairs, M queries, E embedding width, N feature tokens, C H W pixels, T
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from latentmodal.bridges import AlignmentHeadConfig
 from latentmodal.encoders import TOKENIZERS, Tokenizer
 from latentmodal.experiments.choose import choice
 from latentmodal.experiments.data.collate import Batch
+from latentmodal.experiments.data.seeding import derive_seed
 from latentmodal.experiments.systems.alignment_model import AlignmentModel, ObjectiveWeights
 from latentmodal.experiments.systems.base import System
 from latentmodal.experiments.systems.parts import BRIDGE_CHOICES, IMAGE_TOWERS
@@ -68,8 +69,13 @@ class AlignmentConfig:
         trainer: TrainerConfig,
         tokenizer: Tokenizer | None = None,
     ) -> AlignmentSystem:
-        """The LightningModule that trains this model."""
+        """The LightningModule that trains this model.
+
+        Raises:
+            ValueError: texts do not begin with a special token.
+        """
         assert tokenizer is not None
+        _check_first_token(tokenizer)
         return AlignmentSystem(
             self, self.build_model(tokenizer.vocab_size), plan, optim, trainer, tokenizer
         )
@@ -81,6 +87,7 @@ class AlignmentSystem(System):
     Source: BLIP-2 (Li et al. 2023, arXiv 2301.12597), section 3.1.
     """
 
+    reads_pooled: ClassVar[bool] = False
     model: AlignmentModel
     tokenizer: Tokenizer
 
@@ -105,7 +112,8 @@ class AlignmentSystem(System):
             batch.text.mask_BT,
             batch.image_ids_B,
             batch.num_text_tokens - len(batch),
-            self.global_step,
+            derive_seed(self.seed, "negatives", self.global_step),
+            self.cached_features(batch),
         )
         self.check_finite(losses.total.detach(), batch.keys)
         if self.should_log:
@@ -170,5 +178,15 @@ class AlignmentSystem(System):
         return self.tokenizer.decode(ids_BT.tolist())
 
     def _tokens(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        ids_BT, mask_BT = self.tokenizer(captions)
+        ids_BT, mask_BT = self.tokenizer(self.read_as_in_training(captions))
         return ids_BT.to(self.device), mask_BT.to(self.device)
+
+
+def _check_first_token(tokenizer: Tokenizer) -> None:
+    """The first token stands for the whole text, and captioning begins in its place."""
+    ids_BT, mask_BT = tokenizer(["", "a"])
+    if not mask_BT[0, 0] or ids_BT[0, 0] != ids_BT[1, 0]:
+        raise ValueError(
+            "system.tokenizer: texts begin with a word, and the Q-Former needs a special token "
+            "there, such as [CLS]; name a tokenizer of BERT's kind, or name: word"
+        )

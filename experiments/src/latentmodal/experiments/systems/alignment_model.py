@@ -69,6 +69,11 @@ class AlignmentModel(nn.Module):
         self.weights = weights
 
     @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """What pictures pass before texts come in; a frozen tower's output may be cached."""
+        return (self.image_encoder,)
+
+    @property
     def fsdp_units(self) -> tuple[type[nn.Module], ...]:
         """Module classes sharded and recomputed as one piece."""
         return (*self.image_encoder.fsdp_units, *self.bridge.fsdp_units)
@@ -92,6 +97,7 @@ class AlignmentModel(nn.Module):
         image_ids_B: Tensor | None,
         num_targets: int | None,
         seed: int,
+        features_BND: Tensor | None = None,
     ) -> AlignmentLosses:
         """All objectives that are on.
 
@@ -102,8 +108,10 @@ class AlignmentModel(nn.Module):
             image_ids_B: int64; pairs of one id are no negatives of one another. None: all differ.
             num_targets: tokens after the first of each caption, counted by the loader.
             seed: draws the hard negatives; the same on every rank.
+            features_BND: the encoder's tokens where they are cached; the pictures are not read.
         """
-        features_BND = self.features(pixels_BCHW)
+        if features_BND is None:
+            features_BND = self.features(pixels_BCHW)
         image = self.bridge.image_keys(features_BND)
         states = self.bridge.encode_queries(image)
         parts: dict[str, Tensor] = {}
@@ -249,6 +257,8 @@ def _equally_long(ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Padded to the longest text of all ranks, for rows that are to change places."""
     if world_size() == 1:
         return ids_BT, mask_BT
+    # The host waits for the lengths here. It does so in `fetch_rows` around this as well, so that a
+    # way around this one alone (padding every text to the full context) would only cost work.
     lengths_W = all_gather(torch.tensor([ids_BT.shape[1]], device=ids_BT.device))
     extra = int(lengths_W.max()) - ids_BT.shape[1]
     return F.pad(ids_BT, (0, extra)), F.pad(mask_BT, (0, extra), value=False)

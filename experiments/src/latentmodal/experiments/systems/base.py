@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,10 +14,16 @@ from torch import Tensor, nn
 from latentmodal.bridges.distributed import sum_over_ranks, world_size
 from latentmodal.encoders import ImageEncoder, Tokenizer
 from latentmodal.experiments.data.augment import AugmentConfig
-from latentmodal.experiments.data.collate import PromptTransform
+from latentmodal.experiments.data.collate import Batch, PromptTransform
+from latentmodal.experiments.data.text_cleaning import clean_caption
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
-from latentmodal.experiments.training.freeze import FreezePlan, keep_frozen_in_eval
+from latentmodal.experiments.training.fingerprints import fingerprint, tower_digests
+from latentmodal.experiments.training.freeze import (
+    FreezePlan,
+    freeze_pooling,
+    keep_frozen_in_eval,
+)
 from latentmodal.experiments.training.optim import build_adamw, parameter_groups, warmup_cosine
 from latentmodal.experiments.training.strategies import wrap_model
 
@@ -32,6 +37,14 @@ class System(LightningModule):
 
     strict_loading = False  # frozen weights are not in the checkpoint; the strategy checks the rest
 
+    reads_pooled: ClassVar[bool] = True
+    """Whether the objective reads the image tower's pooled feature; otherwise its tokens alone."""
+
+    seed: int = 0
+    """The recipe's, for what the objective draws."""
+    clean: str = "none"
+    """As `LoaderConfig.clean`: texts to evaluate on are read as those of training were."""
+
     def __init__(
         self, model: nn.Module, plan: FreezePlan, optim: OptimConfig, trainer_config: TrainerConfig
     ) -> None:
@@ -41,7 +54,12 @@ class System(LightningModule):
         self.optim = optim
         self.trainer_config = trainer_config
         plan.apply(model)
+        if not self.reads_pooled:
+            tower = model.image_encoder
+            assert isinstance(tower, ImageEncoder)
+            freeze_pooling(tower)
         self.frozen_fingerprint = fingerprint(model)
+        self.frozen_tower = tower_digests(model)
         self.shown: dict[str, float] = {}  # what the progress bar shows: plain numbers, read once
         self._wrapped = self._sharded = False
         self.tokenizer: Tokenizer | None = None
@@ -61,6 +79,10 @@ class System(LightningModule):
     def prompt_transform(self) -> PromptTransform | None:
         """What writes a language model's prompts in the loader, where the system has one."""
         return None
+
+    def read_as_in_training(self, captions: list[str]) -> list[str]:
+        """Captions as the loader would have cleaned them."""
+        return [clean_caption(text) for text in captions] if self.clean == "blip" else captions
 
     def finish(self, folder: Path) -> None:
         """Leave what others will read in the run's folder; every rank calls it after the end."""
@@ -96,6 +118,13 @@ class System(LightningModule):
             parameters = [p for p in self.parameters() if p.grad is not None]
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
+    def cached_features(self, batch: Batch) -> Tensor | None:
+        """The batch's cached features, in the dtype that the frozen modules hand on; or None."""
+        if batch.features_BND is None:
+            return None
+        fast = self.trainer_config.precision == "bf16" and self._sharded
+        return batch.features_BND.to(torch.bfloat16 if fast else torch.float32)
+
     def compute_precision(self) -> torch.autocast:
         """The recipe's precision outside the training step; a sharded model has its own."""
         fast = self.trainer_config.precision == "bf16" and not self._sharded
@@ -109,6 +138,7 @@ class System(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["frozen_fingerprint"] = self.frozen_fingerprint
+        checkpoint["frozen_tower"] = self.frozen_tower
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("frozen_fingerprint") != self.frozen_fingerprint:
@@ -162,15 +192,3 @@ def shared_count(count: int, device: torch.device) -> Tensor:
     """What to divide a local sum by, so that its mean over ranks is that over all ranks' tokens."""
     counted = torch.full((), float(count), device=device)  # no copy, so no waiting
     return sum_over_ranks(counted).clamp(min=1) / world_size()
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names and values of all frozen parameters; the empty string when none is."""
-    frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
-    if not frozen or frozen[0][1].is_meta:
-        return ""
-    digest = hashlib.sha256()
-    for name, parameter in frozen:
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -219,7 +219,7 @@ class ContrastiveSystem(System):
     def embed_captions(self, captions: list[str], batch_size: int = 512) -> Tensor:
         """Normalised caption embeddings (M, E), on the CPU."""
         assert self.tokenizer is not None
-        parts = []
+        captions, parts = self.read_as_in_training(captions), []
         for start in range(0, len(captions), batch_size):
             ids_MT, mask_MT = self.tokenizer(captions[start : start + batch_size])
             with self.compute_precision():

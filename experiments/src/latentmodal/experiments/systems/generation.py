@@ -1,51 +1,80 @@
-"""Saying what is in a picture, through a language model: BLIP-2's second stage and fine-tunings.
+"""Speaking of pictures through a language model: BLIP-2's second stage, MiniGPT-4, LLaVA.
 
-Legend: B pictures, M soft tokens, E embedding width of the LLM, C H W pixels.
+Legend: B prompts, K pictures, M soft tokens, E embedding width of the LLM, C H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from latentmodal.experiments.choose import choice
 from latentmodal.experiments.data.collate import Batch
-from latentmodal.experiments.data.prompts import TARGETS, WritePrompts
+from latentmodal.experiments.data.prompts import (
+    TARGET_FIELDS,
+    TARGETS,
+    WriteConversations,
+    WritePrompts,
+)
+from latentmodal.experiments.data.text_cleaning import clean_question
 from latentmodal.experiments.systems.base import System
 from latentmodal.experiments.systems.parts import BRIDGE_CHOICES, IMAGE_TOWERS
 from latentmodal.experiments.systems.pretrained import PretrainedConfig
+from latentmodal.experiments.systems.projection import ProjectionConfig
 from latentmodal.experiments.systems.vision_language import VisionLanguageModel
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig, check_choice
 from latentmodal.experiments.training.freeze import FreezePlan
 from latentmodal.llm import (
+    IMAGE_TAG,
     LANGUAGE_MODELS,
+    Conversation,
+    ConversationTemplate,
+    ConversationWriter,
     GenerationSettings,
     LanguageModel,
+    PromptBatch,
     PromptTemplate,
     PromptWriter,
+    Seq2SeqBatch,
+    Turn,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """An image tower, a bridge into a language model, and the prompt both meet in."""
+    """An image tower, a bridge into a language model, and what they meet in."""
 
     image_encoder: Any = choice(IMAGE_TOWERS)
     bridge: Any = choice(BRIDGE_CHOICES)
     llm: Any = choice(LANGUAGE_MODELS)
     prompt: PromptTemplate = field(default_factory=PromptTemplate)
+    conversation: ConversationTemplate | None = None
+    """Takes the place of `prompt` where given: turns of a user and an assistant."""
     target: str = "caption"
-    """What `{answer}` is: the `caption` drawn for a visit, or the `answer` to a question drawn."""
+    """What is to be said: the `caption` drawn for a visit, the `description` in a sample's json,
+    the `answer` to a question drawn, or all answers of the sample's `conversation`."""
     pretrained: PretrainedConfig | None = None
+    projection: ProjectionConfig | None = None
+    """Weights of the last part of the bridge, laid over `pretrained`."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How captions for TensorBoard and evaluation are made, unless a task says otherwise."""
 
     def __post_init__(self) -> None:
         check_choice("target", self.target, TARGETS)
+        if self.conversation is not None:
+            return
+        if self.target not in TARGET_FIELDS:
+            raise ValueError(f"target={self.target} needs system.conversation, e.g. vicuna_v0")
+        given = TARGET_FIELDS[self.target]
+        if unfilled := [name for name in self.prompt.fields if name not in given]:
+            raise ValueError(
+                f"prompt.text has the field {{{unfilled[0]}}}, which target={self.target} does not "
+                f"fill (it fills {', '.join(('answer', *given))}); correct one of the two"
+            )
 
     def build_model(self) -> VisionLanguageModel:
         """Tower, bridge and language model; the bridge fits both its neighbours."""
@@ -60,6 +89,8 @@ class GenerationConfig:
         model = VisionLanguageModel(encoder, bridge, llm)
         if self.pretrained is not None:
             self.pretrained.load_into(model)
+        if self.projection is not None:
+            self.projection.load_into(bridge)
         return model
 
     def build(
@@ -76,9 +107,11 @@ class GenerationConfig:
 class GenerationSystem(System):
     """Trains a bridge by the language model's own loss on the answer.
 
-    Source: BLIP-2 (Li et al. 2023, arXiv 2301.12597), section 3.2.
+    Sources: BLIP-2 (Li et al. 2023, arXiv 2301.12597), section 3.2; MiniGPT-4 (Zhu et al. 2023,
+    arXiv 2304.10592).
     """
 
+    reads_pooled: ClassVar[bool] = False
     model: VisionLanguageModel
 
     def __init__(
@@ -90,8 +123,17 @@ class GenerationSystem(System):
         trainer: TrainerConfig,
     ) -> None:
         super().__init__(model, plan, optim, trainer)
+        if config.llm.lora is not None and not _has_adapters_in_training(model):
+            raise ValueError(
+                "freeze: the adapters of system.llm.lora are frozen with the language model; put "
+                "'*lora_*: 1.0' before the pattern that freezes it"
+            )
         self.config = config
-        self.writer = self.write_prompts(config.prompt)
+        self.writer: PromptWriter | ConversationWriter
+        if config.conversation is None:
+            self.writer = self.write_prompts(config.prompt)
+        else:
+            self.writer = self.write_conversations(config.conversation)
 
     def write_prompts(self, template: PromptTemplate) -> PromptWriter:
         """A writer of prompts for this model's pictures."""
@@ -100,13 +142,23 @@ class GenerationSystem(System):
             template, llm.tokenizer, llm.kind, num_image_tokens=self.model.bridge.num_output_tokens
         )
 
+    def write_conversations(self, template: ConversationTemplate) -> ConversationWriter:
+        """The same for conversations."""
+        llm = self.model.llm
+        return ConversationWriter(
+            template, llm.tokenizer, llm.kind, num_image_tokens=self.model.bridge.num_output_tokens
+        )
+
     @property
-    def prompt_transform(self) -> WritePrompts:
+    def prompt_transform(self) -> WritePrompts | WriteConversations:
+        if isinstance(self.writer, ConversationWriter):
+            return WriteConversations(self.writer, self.config.target)
         return WritePrompts(self.writer, self.config.target)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; the mean over ranks of the returned loss is the full-batch loss."""
-        loss: Tensor = self.model(batch.pixels_BCHW, batch.prompts)
+        features_BND = self.cached_features(batch)
+        loss: Tensor = self.model(batch.pixels_BCHW, batch.prompts, features_BND)
         self.check_finite(loss.detach(), batch.keys)
         if self.should_log:
             self.record(loss)
@@ -121,7 +173,7 @@ class GenerationSystem(System):
         prompt: PromptTemplate | None = None,
         settings: GenerationSettings | None = None,
     ) -> list[str]:
-        """What the model says to each picture.
+        """What the model says to each picture, asked by a prompt.
 
         Args:
             pixels_BCHW: pictures, one per prompt.
@@ -129,13 +181,83 @@ class GenerationSystem(System):
             prompt: another one than the recipe's training prompt.
             settings: other ones than the recipe's.
         """
-        writer = self.writer if prompt is None else self.write_prompts(prompt)
-        prompts = writer.ask(fields).to(self.device)
+        writer = self.write_prompts(prompt or self.config.prompt)
+        if self.clean == "blip":
+            fields = [_with_clean_question(filled) for filled in fields]
+        return self._generate(pixels_BCHW, writer.ask(fields), settings)
+
+    @torch.no_grad()
+    def converse(
+        self,
+        pixels_KCHW: Tensor,
+        conversations: Sequence[Conversation],
+        settings: GenerationSettings | None = None,
+    ) -> list[str]:
+        """What the assistant says next in each conversation.
+
+        Args:
+            pixels_KCHW: a picture for every `<image>` of the users, in reading order.
+            conversations: each ends with the user's turn.
+            settings: other ones than the recipe's.
+
+        Raises:
+            ValueError: the system has no conversation; pictures and tags differ in number; a
+                conversation that the style cannot write, or that is too long.
+        """
+        return self._generate(pixels_KCHW, self._open(pixels_KCHW, conversations), settings)
+
+    def stream(
+        self,
+        pixels_KCHW: Tensor,
+        conversation: Conversation,
+        settings: GenerationSettings | None = None,
+    ) -> Iterator[str]:
+        """The same of one conversation, piece by piece while it is said.
+
+        Raises:
+            ValueError: as in `converse`, and for beams.
+        """
+        prompts = self._open(pixels_KCHW, [conversation]).to(self.device)
+        with torch.no_grad(), self.compute_precision():
+            soft_KME = self.model.read(pixels_KCHW.to(self.device)) if len(pixels_KCHW) else None
+            yield from self.model.llm.stream(prompts, soft_KME, settings or self.config.generation)
+
+    def _open(self, pixels_KCHW: Tensor, conversations: Sequence[Conversation]) -> PromptBatch:
+        if not isinstance(self.writer, ConversationWriter):
+            raise ValueError("this system fills a prompt: give the recipe system.conversation")
+        batch = self.writer.ask(conversations)
+        if sum(batch.image_counts) != len(pixels_KCHW):
+            raise ValueError(
+                f"the conversations speak of {sum(batch.image_counts)} pictures, "
+                f"{len(pixels_KCHW)} are given: write {IMAGE_TAG} once for each"
+            )
+        return batch
+
+    def _generate(
+        self,
+        pixels_KCHW: Tensor,
+        prompts: PromptBatch | Seq2SeqBatch,
+        settings: GenerationSettings | None,
+    ) -> list[str]:
         with self.compute_precision():
             return self.model.generate(
-                pixels_BCHW.to(self.device), prompts, settings or self.config.generation
+                pixels_KCHW.to(self.device),
+                prompts.to(self.device),
+                settings or self.config.generation,
             )
 
     def caption_images(self, pixels_BCHW: Tensor) -> list[str]:
         """What the model says of each picture, asked as the recipe trains it."""
+        if isinstance(self.writer, ConversationWriter):
+            return self.converse(pixels_BCHW, [[Turn("user", IMAGE_TAG)]] * len(pixels_BCHW))
         return self.answer(pixels_BCHW, [{}] * len(pixels_BCHW))
+
+
+def _with_clean_question(fields: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: clean_question(text) if name == "question" else text for name, text in fields.items()
+    }
+
+
+def _has_adapters_in_training(model: VisionLanguageModel) -> bool:
+    return any("lora_" in name and p.requires_grad for name, p in model.llm.named_parameters())

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from latentmodal.bridges import BRIDGES, BridgeConfig
 from latentmodal.encoders import IMAGE_ENCODERS, ImageEncoder
 from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.training.fingerprints import unlike
 
 SHAPE_FIELDS = ("in_dim", "out_dim", "num_input_tokens", "vocab_size")
 """Fields of a bridge that follow from its neighbours; a recipe never states them."""
@@ -56,7 +57,7 @@ BRIDGE_CHOICES: Mapping[str, type] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunImageConfig:
-    """The image tower of a run of this project, with its trained weights.
+    """The image tower of a run of this project, as trained, or as frozen, there.
 
     Attributes:
         path: the run's folder; its newest checkpoint is read.
@@ -71,34 +72,73 @@ class RunImageConfig:
         """Build the tower and load it.
 
         Raises:
-            UserError: no such run, or a change that does not fit its weights.
+            UserError: no such run, frozen weights that are not what it was trained on any more,
+                or a change that does not fit its weights.
         """
         # Both read recipes, whose schema names the systems: imported above they make a circle.
         from latentmodal.experiments.training.checkpoints import read_checkpoint
         from latentmodal.experiments.training.run_folder import RunFolder
 
-        run = RunFolder(Path(self.path))
+        run = RunFolder(Path(self.path).expanduser())
         try:
-            config = run.recipe().system.image_encoder
-        except AttributeError as error:
-            raise UserError(f"system.image_encoder.path: {self.path} has no image tower") from error
+            recipe = run.recipe()
         except UserError as error:
             raise UserError(f"system.image_encoder.path: {error}; train that run first") from error
-        if self.model_kwargs:
-            merged = {**getattr(config, "model_kwargs", {}), **self.model_kwargs}
-            config = dataclasses.replace(config, model_kwargs=merged)
-        encoder: ImageEncoder = config.build()
-        state = read_checkpoint(run.checkpoint())["state_dict"]
+        recipe = dataclasses.replace(recipe, system=self._with_kwargs(recipe.system))
+        encoder: ImageEncoder = recipe.system.image_encoder.build()
+        checkpoint = read_checkpoint(run.checkpoint())
         prefix = "model.image_encoder."
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        # Of a frozen tower only statistics are in the checkpoint: it is what its config builds.
-        if any(name in own for name, _ in encoder.named_parameters()):
-            try:
-                encoder.load_state_dict(own)
-            except RuntimeError as error:
-                reason = " ".join(str(error).split()[:30])
-                raise UserError(f"{self.path}: its tower does not fit: {reason} …") from error
+        own = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+        # What was frozen is not in there. Its config alone builds it, unless it came with the
+        # weights of the whole system; of runs that noted nothing that is always looked into.
+        frozen = [name for name, _ in encoder.named_parameters() if name not in own]
+        noted: Mapping[str, str] = checkpoint.get("frozen_tower", {})
+        if frozen and (any(name not in noted for name in frozen) or unlike(encoder, noted)):
+            encoder = self._as_trained(recipe, run, checkpoint)
+        try:
+            strange = encoder.load_state_dict(own, strict=False).unexpected_keys
+        except RuntimeError as error:
+            reason = " ".join(str(error).split()[:30])
+            raise UserError(f"{self.path}: its tower does not fit: {reason} …") from error
+        if strange:
+            raise UserError(f"{self.path}: its tower has no {strange[0]}; train that run anew")
         return encoder
+
+    def _with_kwargs(self, system: Any) -> Any:
+        """The run's system, `model_kwargs` laid over those of its tower."""
+        config = getattr(system, "image_encoder", None)
+        if config is None:
+            raise UserError(f"system.image_encoder.path: {self.path} has no image tower")
+        if not self.model_kwargs:
+            return system
+        if not hasattr(config, "model_kwargs"):
+            raise UserError(
+                f"system.image_encoder.model_kwargs: the tower of {self.path} takes none; only "
+                "those of timm do"
+            )
+        merged = {**config.model_kwargs, **self.model_kwargs}
+        return dataclasses.replace(
+            system, image_encoder=dataclasses.replace(config, model_kwargs=merged)
+        )
+
+    def _as_trained(self, recipe: Any, run: Any, checkpoint: dict[str, Any]) -> ImageEncoder:
+        """The tower of the run's whole system, once its frozen weights are known to be the same."""
+        from latentmodal.experiments.training.fit import build_system
+
+        system = build_system(recipe, run)
+        try:
+            system.on_load_checkpoint(checkpoint)
+        except UserError as error:
+            raise UserError(
+                f"system.image_encoder.path: the frozen weights of {self.path} are not the ones "
+                "it was trained on; put its weight files back, or name another run"
+            ) from error
+        encoder: ImageEncoder = system.model.image_encoder
+        return encoder.requires_grad_(True).train()
 
 
 IMAGE_TOWERS: Mapping[str, type] = {**IMAGE_ENCODERS, "run": RunImageConfig}

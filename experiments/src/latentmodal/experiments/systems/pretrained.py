@@ -17,6 +17,7 @@ from latentmodal.encoders.convert import eva_from_hf_blip2, eva_from_lavis, resi
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.tensor_files import read_tensors
 from latentmodal.experiments.training.config import check_choice
+from latentmodal.experiments.training.fingerprints import unlike
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +34,21 @@ class Found:
     """What a source holds, under `bridge.`, `head.` and `image_encoder.`.
 
     `heads` is the number of attention heads its Q-Former was trained with, where the source says;
-    `absent` names weights that its format never has.
+    `absent` names weights that its format never has; `frozen_tower` says what the frozen part of
+    the tower was that it was trained on, see `tower_digests`.
     """
 
     state: Mapping[str, Tensor]
     heads: int | None = None
     absent: list[str] = field(default_factory=list)
+    frozen_tower: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedConfig:
     """Weights a bridge (and its heads, where the model has them) starts from.
+
+    A source with a single bridge fills the first part of a chain; the rest of it starts new.
 
     Attributes:
         path: a run's folder; a folder as `latentmodal convert --to latentmodal` writes it; a LAVIS
@@ -65,43 +70,58 @@ class PretrainedConfig:
         has; a text branch may be left behind. Anything else must fit.
 
         Raises:
-            UserError: nothing there, or names and shapes that do not fit.
+            UserError: nothing there, names and shapes that do not fit, or a run on another tower.
         """
         found = self._read(model)
+        tower = model.image_encoder
+        assert isinstance(tower, nn.Module)
+        if strange := unlike(tower, found.frozen_tower):
+            raise UserError(
+                f"pretrained: {self.path} was trained on another image tower than the recipe's "
+                f"({strange[0]} differs): name the tower of that run, "
+                f"system.image_encoder={{name: run, path: {self.path}}}"
+            )
+        reader = _reader(model) if not _is_chain(found.state) else model.bridge
+        assert isinstance(reader, nn.Module)
         bridge = {k: v for k, v in found.state.items() if not k.startswith(_TOWER)}
         towers = {k: v for k, v in found.state.items() if k.startswith(_TOWER)}
         if towers.keys() <= dict(model.named_buffers()).keys():
             towers = {}  # a run keeps a frozen tower's statistics, but the recipe brings the tower
-        wanted = {
+        wanted = _prefixed("bridge.", reader.state_dict()) | {
             name: tensor
             for name, tensor in model.state_dict().items()
-            if name.startswith(("bridge.", "head.") + ((_TOWER,) if towers else ()))
+            if name.startswith(("head.",) + ((_TOWER,) if towers else ()))
         }
         state = bridge | self._fit_tower(towers, model)
         new = [name for name in wanted if name not in state]
         problems = _problems(state, wanted, found.absent)
-        own = getattr(getattr(model.bridge, "config", None), "heads", None)
-        if not problems and found.heads not in (None, own):
-            problems = [f"bridge.heads is {found.heads} there and {own} in the recipe"]
+        heads = getattr(getattr(reader, "config", None), "heads", None)
+        if not problems and found.heads not in (None, heads):
+            problems = [f"bridge.heads is {found.heads} there and {heads} in the recipe"]
         if problems:
             raise UserError(
                 f"pretrained: {self.path} does not fit the recipe: {_shortened(problems)}"
             )
         if new:
             log.warning("%s has nothing for %s: it starts new", self.path, _shortened(_parts(new)))
-        model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+        state = {k: v for k, v in state.items() if k in wanted}
+        rest = {name: tensor for name, tensor in state.items() if not name.startswith("bridge.")}
+        own = {k.removeprefix("bridge."): v for k, v in state.items() if k not in rest}
+        reader.load_state_dict(own, strict=False)
+        model.load_state_dict(rest, strict=False)
 
     def _read(self, model: nn.Module) -> Found:
         """The source's weights, as far as the model's Q-Former has a place for them."""
         if self.format == "run":
-            return _of_run(Path(self.path))
+            return _of_run(Path(self.path).expanduser())
         try:
             if self.format == "latentmodal":
                 return _of_folder(Path(self.path).expanduser())
-            if not isinstance(model.bridge, QFormer):
+            reader = _reader(model)
+            if not isinstance(reader, QFormer):
                 raise ValueError(f"format {self.format} fills a qformer; name it as the bridge")
             if self.format == "bert":
-                return _of_bert(self.path, model.bridge)
+                return _of_bert(self.path, reader)
             return _of_blip2(Path(self.path).expanduser(), self.format, model)
         except (OSError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
@@ -119,6 +139,18 @@ class PretrainedConfig:
                 positions, trunk.patch_embed.grid_size, num_prefix_tokens=prefix
             )
         return fitted
+
+
+def _reader(model: nn.Module) -> nn.Module:
+    """What reads the tower: the bridge, or the first part of a chain."""
+    bridge = model.bridge
+    assert isinstance(bridge, nn.Module)
+    parts = getattr(bridge, "parts", None)
+    return parts[0] if isinstance(parts, nn.ModuleList) else bridge
+
+
+def _is_chain(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("bridge.parts.") for name in state)
 
 
 def _problems(
@@ -166,10 +198,15 @@ def _of_run(folder: Path) -> Found:
     bridge = getattr(run.recipe().system, "bridge", None)
     if bridge is None:
         raise UserError(f"pretrained: {folder} is a run without a bridge; give one of alignment")
-    state = read_checkpoint(run.checkpoint())["state_dict"]
+    checkpoint = read_checkpoint(run.checkpoint())
+    state = checkpoint["state_dict"]
     parts = ("model.bridge.", "model.head.", "model.image_encoder.")
     own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith(parts)}
-    return Found(own, getattr(bridge, "heads", None))
+    frozen: dict[str, str] = checkpoint.get("frozen_tower", {})
+    if "frozen_tower" not in checkpoint:  # as checkpoints were before they noted it
+        log.warning("%s does not say what tower it read: see that the recipe's is the same", folder)
+    absent = [_TOWER + name for name in frozen]  # of a tower that trained in parts
+    return Found(own, getattr(bridge, "heads", None), absent, frozen)
 
 
 def _of_folder(folder: Path) -> Found:
@@ -184,7 +221,7 @@ def _of_folder(folder: Path) -> Found:
 
 def _of_blip2(path: Path, form: str, model: nn.Module) -> Found:
     """LAVIS' or transformers' weights; the language model is the recipe's own affair."""
-    bridge, head = model.bridge, getattr(model, "head", None)
+    bridge, head = _reader(model), getattr(model, "head", None)
     assert isinstance(bridge, QFormer)
     head_config = head.config if isinstance(head, AlignmentHead) else None
     lavis = form == "lavis"
@@ -239,7 +276,9 @@ def _of_bert(source: str, bridge: QFormer) -> Found:
     """BERT where the Q-Former has a counterpart; the rest as it was initialised."""
     from transformers import AutoModelForMaskedLM
 
-    bert = AutoModelForMaskedLM.from_pretrained(source, trust_remote_code=False)
+    folder = Path(source).expanduser()
+    name = str(folder) if folder.is_dir() else source
+    bert = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False)
     converted = qformer_from_bert(bert.state_dict(), bridge.state_dict())
     return Found(converted.state, bert.config.num_attention_heads)
 

@@ -21,12 +21,25 @@ class VisionLanguageModel(nn.Module):
     """`forward` gives the training loss; `generate` answers."""
 
     fsdp_forward_methods = ("generate",)
+    cached_parts: int = 0
+    """Parts of the bridge that cached features have passed already."""
 
     def __init__(self, image_encoder: ImageEncoder, bridge: Bridge, llm: LanguageModel) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.bridge = bridge
         self.llm = llm
+
+    @property
+    def bridge_parts(self) -> tuple[nn.Module, ...]:
+        """The parts of a chain in turn, or the bridge itself."""
+        parts = getattr(self.bridge, "parts", None)
+        return tuple(parts) if isinstance(parts, nn.ModuleList) else (self.bridge,)
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """What pictures pass on their way to soft tokens; what is frozen of it may be cached."""
+        return (self.image_encoder, *self.bridge_parts)
 
     @property
     def fsdp_units(self) -> tuple[type[nn.Module], ...]:
@@ -44,26 +57,54 @@ class VisionLanguageModel(nn.Module):
         norm = getattr(self.bridge, "input_norm", None)
         return () if norm is None else (norm,)
 
-    def forward(self, pixels_BCHW: Tensor, prompts: Any) -> Tensor:
+    def forward(
+        self, pixels_BCHW: Tensor, prompts: Any, features_BND: Tensor | None = None
+    ) -> Tensor:
         """Mean cross-entropy over the answer tokens of all ranks.
 
         Args:
-            pixels_BCHW: pictures in the order of the prompts' image slots.
+            pixels_BCHW: a picture for each prompt; those of prompts without a slot are not read.
             prompts: a batch of the language model's prompt writer.
+            features_BND: see `read`.
         """
-        soft_BME = self.read(pixels_BCHW)
-        shared = shared_count(prompts.num_targets, soft_BME.device)
-        loss: Tensor = self.llm(prompts, soft_BME, denominator=shared)
+        shown = [row for row, count in enumerate(prompts.image_counts) if count]
+        if len(shown) < len(pixels_BCHW):
+            # One picture is read even for none: ranks that have some wait for this rank's part.
+            rows = shown or [0]
+            pixels_BCHW = pixels_BCHW[rows]
+            features_BND = None if features_BND is None else features_BND[rows]
+        soft_KME = self.read(pixels_BCHW, features_BND)[: len(shown)]
+        shared = shared_count(prompts.num_targets, soft_KME.device)
+        loss: Tensor = self.llm(prompts, soft_KME, denominator=shared)
         return loss
 
     def generate(
         self, pixels_BCHW: Tensor, prompts: Any, settings: GenerationSettings
     ) -> list[str]:
-        """The language model's answer to each prompt."""
-        return self.llm.generate(prompts, self.read(pixels_BCHW), settings)
+        """The language model's answer to each prompt, which may speak of several pictures or none.
 
-    def read(self, pixels_BCHW: Tensor) -> Tensor:
-        """Soft tokens (B, M, E); whatever is frozen runs without autograd."""
+        Args:
+            pixels_BCHW: pictures in the order of the prompts' image slots.
+            prompts: a batch to be asked.
+            settings: how the answer is searched for.
+        """
+        soft_KME = self.read(pixels_BCHW) if len(pixels_BCHW) else None
+        return self.llm.generate(prompts, soft_KME, settings)
+
+    def read(self, pixels_BCHW: Tensor, features_BND: Tensor | None = None) -> Tensor:
+        """Soft tokens (B, M, E); whatever is frozen runs without autograd.
+
+        With `features_BND`, the output of the encoder and `cached_parts` parts of the bridge, the
+        pictures are not read and the rest of the bridge goes on from there.
+        """
+        if features_BND is not None:
+            if self.cached_parts == 0:
+                whole_BME: Tensor = self.bridge(features_BND)
+                return whole_BME
+            for part in self.bridge_parts[self.cached_parts :]:
+                features_BND = part(features_BND)
+            assert features_BND is not None
+            return features_BND
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen(self.image_encoder)):
             features = self.image_encoder(pixels_BCHW)
         soft_BME: Tensor = self.bridge(features.tokens_BND, features.mask_BN)

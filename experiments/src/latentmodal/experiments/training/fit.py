@@ -26,6 +26,7 @@ from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation.report import EvalReport
 from latentmodal.experiments.evaluation.run import Evaluator
 from latentmodal.experiments.evaluation.tensorboard import recipe_text
+from latentmodal.experiments.feature_cache.opening import open_features
 from latentmodal.experiments.files import write_text_atomically
 from latentmodal.experiments.recipe import to_yaml
 from latentmodal.experiments.schema import Recipe
@@ -163,6 +164,7 @@ def build_system(recipe: Recipe, run: RunFolder) -> Any:
         system = recipe.system.build(
             FreezePlan(recipe.freeze), recipe.optim, recipe.trainer, tokenizer
         )
+        system.seed, system.clean = recipe.seed, recipe.data.loader.clean
         layer_multipliers(system.model, recipe.optim.layer_decay)  # a wrong pattern stops here
     except ValueError as error:
         raise UserError(f"{run.recipe_file}: {error}") from error
@@ -188,6 +190,7 @@ def _train_loader(recipe: Recipe, system: Any) -> TrainLoader:
         image_transform=system.image_transform(recipe.data.augment),
         text_transform=system.text_transform,
         prompt_transform=system.prompt_transform,
+        features=open_features(recipe, system),
         rank=process_rank(config.devices),
         world_size=config.world_size,
     )

@@ -12,6 +12,8 @@ from rich.table import Table
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 
+from latentmodal.encoders import ImageEncoder
+
 FROZEN = "frozen"
 
 
@@ -87,6 +89,19 @@ def keep_frozen_in_eval(module: nn.Module) -> None:
         keep_frozen_in_eval(child)
 
 
+def freeze_pooling(tower: ImageEncoder) -> None:
+    """Freeze what a model that reads the tower's tokens alone can give no gradient.
+
+    Whatever the plan says: under DDP such parameters would end the run at its second step.
+    """
+    if is_frozen(tower):
+        return
+    parameters = dict(tower.named_parameters())
+    for name in tower.pooling_parameters():
+        parameters[name].requires_grad_(False)
+    keep_frozen_in_eval(tower)
+
+
 def is_frozen(module: nn.Module) -> bool:
     """Whether no parameter of `module` trains."""
     return not any(parameter.requires_grad for parameter in module.parameters())
@@ -113,7 +128,7 @@ def freeze_rows(
     depth: int = 2,
     layer_scale: Mapping[str, float] | None = None,
 ) -> list[FreezeRow]:
-    """Summarise `module` by the first `depth` parts of its parameter names.
+    """Summarise `module`, after its plan was applied, by the first parts of its parameter names.
 
     `layer_scale` holds further multipliers by parameter name, as layer decay gives them.
     """
@@ -121,7 +136,7 @@ def freeze_rows(
     groups: dict[str, list[tuple[int, float]]] = {}
     for name, parameter in module.named_parameters():
         head = ".".join(name.split(".")[:depth])
-        scale = plan.multiplier(name) * further.get(name, 1.0)
+        scale = plan.multiplier(name) * further.get(name, 1.0) * parameter.requires_grad
         groups.setdefault(head, []).append((parameter.numel(), scale))
     rows = []
     for head, members in groups.items():

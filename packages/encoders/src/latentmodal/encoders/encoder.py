@@ -70,20 +70,38 @@ class ImageEncoder(nn.Module):
         x_BCHW = (x_BCHW - self.mean_C11) / self.std_C11
         return x_BCHW.to(next(self.parameters()).dtype)
 
+    def pooling_parameters(self) -> list[str]:
+        """Names of the parameters that the tokens do not depend on, only the pooled feature.
+
+        Whoever trains on the tokens freezes them: they never get a gradient, and DDP waits for one.
+        """
+        state = {
+            name: torch.empty_like(parameter, device="meta", requires_grad=True)
+            for name, parameter in self.named_parameters()
+        }
+        with torch.enable_grad():
+            tokens_1ND = self._run_on_meta(state).tokens_BND
+            grads = torch.autograd.grad(tokens_1ND.sum(), list(state.values()), allow_unused=True)
+        return [name for name, grad in zip(state, grads, strict=True) if grad is None]
+
     @torch.no_grad()
     def _measure(self) -> None:
         """Read widths and token count off a forward pass over shapes alone (meta tensors)."""
-        size, training = self.preprocess.size, self.training
-        state = {
-            name: torch.empty_like(tensor, device="meta")
-            for name, tensor in [*self.named_parameters(), *self.named_buffers()]
-        }
-        pixels_1CHW = torch.empty(1, 3, size, size, device="meta")
-        self.eval()
-        features: Features = functional_call(self, state, (pixels_1CHW,))
-        self.train(training)
+        features = self._run_on_meta(
+            {name: torch.empty_like(p, device="meta") for name, p in self.named_parameters()}
+        )
         _, self.num_tokens, self.width = features.tokens_BND.shape
         self.pooled_width = features.pooled_BD.shape[-1]
+
+    def _run_on_meta(self, parameters: dict[str, Tensor]) -> Features:
+        size, modes = self.preprocess.size, [(m, m.training) for m in self.modules()]
+        buffers = {name: torch.empty_like(b, device="meta") for name, b in self.named_buffers()}
+        pixels_1CHW = torch.empty(1, 3, size, size, device="meta")
+        self.eval()
+        features: Features = functional_call(self, {**parameters, **buffers}, (pixels_1CHW,))
+        for module, training in modes:  # parts may be frozen, and in eval mode
+            module.training = training
+        return features
 
 
 class TextEncoder(nn.Module):

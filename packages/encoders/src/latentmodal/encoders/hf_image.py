@@ -22,6 +22,7 @@ from latentmodal.encoders.features import Features
 from latentmodal.encoders.hf_source import (
     build_model,
     check_source,
+    hub_or_folder,
     resolve_config,
     set_grad_checkpointing,
 )
@@ -131,7 +132,9 @@ def _preprocess(config: HfImageConfig, hf_config: Any) -> Preprocess:
 
 def _processor_config(model: str) -> dict[str, Any]:
     try:
-        processor: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(model)[0]
+        processor: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(
+            hub_or_folder(model)
+        )[0]
     except OSError:
         logger.info("%s has no preprocessor_config.json: CLIP's mean and std are used", model)
         return {}

@@ -1,6 +1,7 @@
 """Where a transformers model comes from: hub name, local folder, or an inline configuration."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ def check_source(model: str | None, config: dict[str, Any] | None) -> None:
         raise ValueError("config has no model_type; add one, e.g. model_type: clip_vision_model.")
 
 
+def hub_or_folder(model: str) -> str:
+    """`~` of a local folder written out; a hub name as it is."""
+    return str(Path(model).expanduser()) if model.startswith("~") else model
+
+
 def resolve_config(model: str | None, config: dict[str, Any] | None, part: str) -> Any:
     """The transformers configuration of one tower.
 
@@ -33,7 +39,8 @@ def resolve_config(model: str | None, config: dict[str, Any] | None, part: str) 
         fields = {name: value for name, value in config.items() if name != "model_type"}
         full = AutoConfig.for_model(config["model_type"], **fields)
     else:
-        full = AutoConfig.from_pretrained(model)
+        assert model is not None, "see check_source"
+        full = AutoConfig.from_pretrained(hub_or_folder(model))
     return getattr(full, part, full)
 
 
@@ -57,7 +64,7 @@ def build_model(
         built: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
     else:
         built, report = AutoModel.from_pretrained(
-            model, config=config, dtype=torch.float32, output_loading_info=True
+            hub_or_folder(model), config=config, dtype=torch.float32, output_loading_info=True
         )
         missing = sorted(report["missing_keys"])
         built.train()  # as from_config leaves it; the trainer decides what is frozen

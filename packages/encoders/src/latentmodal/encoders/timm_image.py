@@ -135,9 +135,14 @@ def _create(config: TimmImageConfig) -> Any:
         options["drop_path_rate"] = config.drop_path
     if config.patch_drop_rate:
         options["patch_drop_rate"] = config.patch_drop_rate
-    if config.weights is None:
+    if config.weights is not None:
+        state = read_state_dict(config.weights)
+    elif config.pretrained and _resizes_unlike_timm(config, options):
+        own = {name: value for name, value in options.items() if name != "img_size"}
+        state = _create_trunk(config.model, pretrained=True, **own).state_dict()
+    else:
         return _create_trunk(config.model, pretrained=config.pretrained, **options)
-    overlay = {"state_dict": _read_weights(config, options), "num_classes": 0}
+    overlay = {"state_dict": _fit_weights(state, config, options), "num_classes": 0}
     return _create_trunk(config.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
 
 
@@ -153,18 +158,27 @@ def _create_trunk(model: str, **options: Any) -> Any:
         raise ValueError(f"timm could not build model={model!r}: {error}") from error
 
 
-def _read_weights(config: TimmImageConfig, options: dict[str, Any]) -> dict[str, Tensor]:
-    """Local weights for timm, which resizes position grids and loads them strictly.
+def _resizes_unlike_timm(config: TimmImageConfig, options: dict[str, Any]) -> bool:
+    """Whether the hub's weights are EVA's for another size of pictures, see `features`."""
+    native = timm.get_pretrained_cfg(config.model).input_size[-1]
+    if config.features == "last" or options.get("img_size", native) == native:
+        return False
+    with torch.device("meta"):
+        return isinstance(_create_trunk(config.model, **options), Eva)
+
+
+def _fit_weights(
+    state: dict[str, Tensor], config: TimmImageConfig, options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Weights as timm takes them, which resizes other position grids and loads strictly.
 
     Strictly only when the classifier is already gone and no classes are announced: otherwise timm
     drops it itself and from then on overlooks missing keys. Parts that are dropped after loading
     need not be in the file; zeros stand in for them, so that all other keys stay accounted for.
     """
-    assert config.weights is not None
     classifiers = timm.get_pretrained_cfg(config.model).classifier or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
     classifier_keys = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
-    state = read_state_dict(config.weights)
     state = {name: tensor for name, tensor in state.items() if name not in classifier_keys}
     if config.features == "last":
         return state

@@ -18,6 +18,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from latentmodal.encoders.hf_source import hub_or_folder
+
 PAD, BOS, EOT, UNK = "[PAD]", "[BOS]", "[EOT]", "[UNK]"
 
 # Trimmed lengths are rounded up to this: matrix kernels like it, and compilers see fewer shapes.
@@ -129,7 +131,7 @@ class TransformersTokenizer(Tokenizer):
 
     def __init__(self, config: TransformersTokenizerConfig) -> None:
         super().__init__(config.context_length, trim=config.trim, lower=config.lower)
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(hub_or_folder(config.model))
         self.vocab_size = len(self.tokenizer)
         self.bos_id = _first(self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         self.eot_id = _first(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
@@ -170,7 +172,7 @@ class WordTokenizer(Tokenizer):
 
     def __init__(self, config: WordTokenizerConfig) -> None:
         super().__init__(config.context_length, trim=config.trim)
-        path = Path(config.path)
+        path = Path(config.path).expanduser()
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
             raise ValueError(

@@ -27,7 +27,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 def find_weights(path: str | Path) -> Path:
     """The weight file itself, or the one of a known name in a folder."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return path
     for name in _NAMES:
