@@ -51,10 +51,11 @@ ALIGNMENT = [
     "alignment", "alignment_matched", "alignment_itm_only", "alignment_itg_only",
     "alignment_no_itm",
 ]  # fmt: skip
-GENERATION = ["generation", "generation_bf16", "generation_t5"]
+GENERATION = ["generation", "generation_bf16", "generation_t5", "generation_projection"]
 FROZEN = {
     **dict.fromkeys(("locked", "alignment", "alignment_matched"), ("image_encoder.*",)),
     **dict.fromkeys(GENERATION, ("image_encoder.*", "llm.*")),
+    "generation_projection": ("image_encoder.*", "bridge.parts.0.*", "llm.*"),
 }
 IMAGE_ENCODER = TimmImageConfig(
     model="vit_tiny_patch16_224",
@@ -111,13 +112,12 @@ def generation_config(case: str) -> GenerationConfig:
             dtype="bfloat16" if case == "generation_bf16" else "float32",
         )
     )
-    return GenerationConfig(
-        image_encoder=IMAGE_ENCODER,
-        bridge=BRIDGE_CHOICES["qformer"](
-            num_queries=3, width=16, layers=2, heads=2, mlp_dim=32, dropout=0.0
-        ),
-        llm=llm,
+    bridge = BRIDGE_CHOICES["qformer"](
+        num_queries=3, width=16, layers=2, heads=2, mlp_dim=32, dropout=0.0
     )
+    if case == "generation_projection":  # MiniGPT-4's first stage
+        bridge = BRIDGE_CHOICES["chain"](parts=(bridge, BRIDGE_CHOICES["linear"]()))
+    return GenerationConfig(image_encoder=IMAGE_ENCODER, bridge=bridge, llm=llm)
 
 
 class GenerationOfIds(GenerationSystem):
@@ -148,7 +148,12 @@ def prompts_of(batch: Batch, case: str) -> Any:
             read.ids_BT, read.mask_BT, read.slot_mask_BT, torch.tensor(labels),
             read.slot_counts, read.image_counts, sum(map(len, texts)), is_padded=False,
         )  # fmt: skip
-    parts = [Prompt((IMAGE, (1,), Answer(tuple(ids)))) for ids in texts]
+    # Of the projection's rows only the first three show a picture: the second rank has none.
+    shown = [case != "generation_projection" or int(key) < 3 for key in batch.keys]
+    parts = [
+        Prompt(((IMAGE,) if show else ()) + ((1,), Answer(tuple(ids))))
+        for show, ids in zip(shown, texts, strict=True)
+    ]
     return collate_prompts([prompt.lay_out(lambda text: [], 3) for prompt in parts], 0)
 
 

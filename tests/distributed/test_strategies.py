@@ -19,7 +19,7 @@ PAIRS = [
         "info_nce", "sigmoid", "locked", "chunked", "matched",
         "alignment", "alignment_matched", "alignment_itm_only", "alignment_itg_only",
         "alignment_no_itm",
-        "generation", "generation_bf16", "generation_t5",
+        "generation", "generation_bf16", "generation_t5", "generation_projection",
     )
     for mode in ("ddp", "fsdp")
     if (case, mode) != ("chunked", "fsdp")

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from latentmodal.bridges import BRIDGES, BridgeConfig
+import torch
+
+from latentmodal.bridges import BRIDGES, BridgeConfig, ChainConfig
 from latentmodal.encoders import IMAGE_ENCODERS, ImageEncoder
+from latentmodal.experiments.choose import choices
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.training.fingerprints import unlike
 
@@ -50,9 +53,54 @@ def without_shapes(config_class: type[BridgeConfig]) -> type:
     )
 
 
-BRIDGE_CHOICES: Mapping[str, type] = {
-    name: without_shapes(config) for name, config in BRIDGES.items()
+_SINGLE: Mapping[str, type] = {
+    name: without_shapes(config) for name, config in BRIDGES.items() if config is not ChainConfig
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChainChoice:
+    """Bridges one after another, each named like a bridge of its own.
+
+    An inner part writes tokens as wide as it is by nature, else as wide as it reads them.
+    """
+
+    parts: Any = choices(_SINGLE, keyed=False)
+
+    def __post_init__(self) -> None:
+        if len(self.parts) < 2:
+            raise ValueError(f"parts has {len(self.parts)} bridges; a chain needs two or more")
+
+    def complete(
+        self,
+        *,
+        in_dim: int,
+        out_dim: int,
+        num_input_tokens: int,
+        vocab_size: int | None = None,
+    ) -> ChainConfig:
+        """The config, each part's shapes following from its neighbours."""
+        configs: list[BridgeConfig] = []
+        *inner, last = self.parts
+        for part in inner:
+            has_width = isinstance(part, _SINGLE["qformer"])
+            config = part.complete(
+                in_dim=in_dim,
+                out_dim=None if has_width else in_dim,
+                num_input_tokens=num_input_tokens,
+                vocab_size=vocab_size,
+            )
+            with torch.device("meta"):
+                bridge = config.build()
+            in_dim, num_input_tokens = bridge.out_dim, bridge.num_output_tokens
+            configs.append(config)
+        configs.append(
+            last.complete(in_dim=in_dim, out_dim=out_dim, num_input_tokens=num_input_tokens)
+        )
+        return ChainConfig(parts=tuple(configs))
+
+
+BRIDGE_CHOICES: Mapping[str, type] = {**_SINGLE, ChainConfig.name: ChainChoice}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

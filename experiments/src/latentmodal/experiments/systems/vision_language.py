@@ -49,13 +49,13 @@ class VisionLanguageModel(nn.Module):
     @property
     def fsdp_parts(self) -> tuple[nn.Module, ...]:
         """Each part apart: one is frozen and another trains, in other dtypes."""
-        return (self.image_encoder, self.bridge, self.llm)
+        return (*self.stages, self.llm)
 
     @property
     def fp32_modules(self) -> tuple[nn.Module, ...]:
         """The norm over the features, as in BLIP-2."""
-        norm = getattr(self.bridge, "input_norm", None)
-        return () if norm is None else (norm,)
+        norms = [getattr(part, "input_norm", None) for part in self.bridge_parts]
+        return tuple(norm for norm in norms if norm is not None)
 
     def forward(
         self, pixels_BCHW: Tensor, prompts: Any, features_BND: Tensor | None = None

@@ -9,6 +9,7 @@ from latentmodal.bridges.alignment import (
     AlignmentOutput,
 )
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
+from latentmodal.bridges.chain import Chain, ChainConfig
 from latentmodal.bridges.component import Component, ComponentConfig
 from latentmodal.bridges.contrastive import (
     ContrastiveHead,
@@ -19,8 +20,11 @@ from latentmodal.bridges.distributed import fetch_rows, gather_with_grad, rank, 
 from latentmodal.bridges.gradient_cache import encode_in_chunks
 from latentmodal.bridges.linear import LinearProjection, LinearProjectionConfig
 from latentmodal.bridges.losses import info_nce, sigmoid_loss
+from latentmodal.bridges.mlp import MlpProjection, MlpProjectionConfig
+from latentmodal.bridges.pixel_shuffle import PixelShuffle, PixelShuffleConfig
 from latentmodal.bridges.qformer import ImageKeys, QFormer, QFormerConfig, QueryStates
 from latentmodal.bridges.registry import BRIDGES, COMPONENTS, build_bridge, load
+from latentmodal.bridges.token_merge import TokenMerge, TokenMergeConfig
 
 __all__ = [
     "BRIDGES",
@@ -30,6 +34,8 @@ __all__ = [
     "AlignmentOutput",
     "Bridge",
     "BridgeConfig",
+    "Chain",
+    "ChainConfig",
     "Component",
     "ComponentConfig",
     "ContrastiveHead",
@@ -38,9 +44,15 @@ __all__ = [
     "ImageKeys",
     "LinearProjection",
     "LinearProjectionConfig",
+    "MlpProjection",
+    "MlpProjectionConfig",
+    "PixelShuffle",
+    "PixelShuffleConfig",
     "QFormer",
     "QFormerConfig",
     "QueryStates",
+    "TokenMerge",
+    "TokenMergeConfig",
     "build_bridge",
     "encode_in_chunks",
     "fetch_rows",

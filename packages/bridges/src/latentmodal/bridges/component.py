@@ -35,6 +35,35 @@ class ComponentConfig:
         """Make the module, freshly initialised."""
         raise NotImplementedError
 
+    def to_fields(self) -> dict[str, Any]:
+        """The fields as `config.json` holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_fields(
+        cls, fields: Mapping[str, Any], table: Mapping[str, "type[ComponentConfig]"]
+    ) -> "ComponentConfig":
+        """Undo `to_fields`; `table` has the components that fields may name.
+
+        Raises:
+            ValueError: unknown field, missing field, or a value the config refuses.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for key in fields:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+                raise ValueError(f"bridge {cls.name!r} has no field {key!r}; {hint}")
+        missing = [
+            key
+            for key, field in known.items()
+            if field.default is field.default_factory is dataclasses.MISSING and key not in fields
+        ]
+        if missing:
+            raise ValueError(f"bridge {cls.name!r} needs {', '.join(missing)}")
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**plain)
+
 
 class Component(nn.Module):
     """A module that carries its config and can be saved to, and loaded from, a folder."""
@@ -57,7 +86,7 @@ class Component(nn.Module):
         folder = Path(folder)
         tensors = {name: _plain(name, value) for name, value in self.state_dict().items()}
         header = {"format_version": FORMAT_VERSION, "bridge": self.config.name}
-        text = json.dumps(header | dataclasses.asdict(self.config), indent=2) + "\n"
+        text = json.dumps(header | self.config.to_fields(), indent=2) + "\n"
 
         folder.mkdir(parents=True, exist_ok=True)
         weights_tmp = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
@@ -134,21 +163,7 @@ def make_config(
     """
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"bridge {name!r} is unknown; choose from {', '.join(sorted(table))}")
-    config_class = table[name]
-    known = {field.name: field for field in dataclasses.fields(config_class)}
-    for key in fields:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"bridge {name!r} has no field {key!r}; {hint}")
-    missing = [
-        key
-        for key, field in known.items()
-        if field.default is field.default_factory is dataclasses.MISSING and key not in fields
-    ]
-    if missing:
-        raise ValueError(f"bridge {name!r} needs {', '.join(missing)}")
-    return config_class(**fields)
+    return table[name].from_fields(fields, table)
 
 
 def require_positive_int(config: ComponentConfig, *names: str) -> None:

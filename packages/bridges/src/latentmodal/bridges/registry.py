@@ -5,10 +5,14 @@ from typing import Any, TypeVar
 
 from latentmodal.bridges.alignment import AlignmentHeadConfig
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
+from latentmodal.bridges.chain import ChainConfig
 from latentmodal.bridges.component import Component, ComponentConfig, load_component, make_config
 from latentmodal.bridges.contrastive import ContrastiveHeadConfig
 from latentmodal.bridges.linear import LinearProjectionConfig
+from latentmodal.bridges.mlp import MlpProjectionConfig
+from latentmodal.bridges.pixel_shuffle import PixelShuffleConfig
 from latentmodal.bridges.qformer import QFormerConfig
+from latentmodal.bridges.token_merge import TokenMergeConfig
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -30,7 +34,14 @@ def by_name(*configs: type[ConfigT]) -> dict[str, type[ConfigT]]:
     return table
 
 
-BRIDGES: dict[str, type[BridgeConfig]] = by_name(LinearProjectionConfig, QFormerConfig)
+BRIDGES: dict[str, type[BridgeConfig]] = by_name(
+    LinearProjectionConfig,
+    MlpProjectionConfig,
+    TokenMergeConfig,
+    PixelShuffleConfig,
+    QFormerConfig,
+    ChainConfig,
+)
 """What turns features into soft tokens."""
 
 COMPONENTS: dict[str, type[ComponentConfig]] = by_name(
