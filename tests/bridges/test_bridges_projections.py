@@ -16,6 +16,7 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
 from latentmodal.bridges import (
     BRIDGES,
+    Bridge,
     BridgeConfig,
     ChainConfig,
     LinearProjectionConfig,
@@ -63,6 +64,8 @@ def test_every_bridge_is_tried() -> None:
 class TestEveryBridge:
     def test_promises_its_shape(self, case: str, features_BND: Tensor) -> None:
         bridge = CASES[case].build()
+        assert isinstance(bridge, Bridge)
+        assert all(isinstance(unit, type) for unit in bridge.fsdp_units)
         assert bridge.num_output_tokens == TOKENS[case]
         assert bridge(features_BND).shape == (2, bridge.num_output_tokens, bridge.out_dim)
 
@@ -151,7 +154,7 @@ def test_shuffling_joins_as_in_idefics3(features_BND: Tensor) -> None:
     config = Idefics3Config(
         scale_factor=2,
         vision_config={"hidden_size": 8},
-        text_config={"model_type": "llama", "hidden_size": 12},
+        text_config={"model_type": "llama", "hidden_size": 12, "num_attention_heads": 2},
     )
     peer = Idefics3Connector(config)
     ours = PixelShuffleConfig(in_dim=8, out_dim=12, num_input_tokens=36).build()

@@ -6,15 +6,16 @@ Shape suffixes: B batch, N feature tokens, M soft tokens, D width of the feature
 soft tokens.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
-from latentmodal.bridges.component import ComponentConfig, make_config
+from latentmodal.bridges.component import ComponentConfig, load_component, make_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,21 @@ class Chain(Bridge):
         self.num_output_tokens = bridges[-1].num_output_tokens
         units = [unit for bridge in bridges for unit in bridge.fsdp_units]
         self.fsdp_units = tuple(dict.fromkeys(units))  # type: ignore[misc]
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """Load a folder known to hold a chain, of whatever bridges.
+
+        Raises:
+            ValueError: see `load_component`.
+        """
+        # The table names this module's config: imported above they make a circle.
+        from latentmodal.bridges.registry import BRIDGES
+
+        module = load_component(folder, BRIDGES)
+        if not isinstance(module, cls):
+            raise ValueError(f"{folder} holds {module.config.name!r}, not 'chain'; use load")
+        return module
 
     def reset_parameters(self) -> None:
         """Initialise every part in place."""
