@@ -285,12 +285,12 @@ function showCounts(answer) {
       element("i", { className: state })),
   ));
   $("summary-next").replaceChildren(...(all
-    ? ["Next: ", element("code", { textContent: `latentmodal curate export ${answer.ledger}` })]
+    ? ["Next: ", element("code", { textContent: `latentmodal curate export ${answer.ledger} --to shards --out FOLDER` })]
     : []));
 }
 
 function drawFilter() {
-  const order = ["kept", "edited", "dropped", "rule", "open"];
+  const order = ["kept", "edited", "dropped", "open"]; // what the rules dropped waits for nobody
   $("progress").append(...order.map((state) => element("i", { className: state })));
   for (const state in WORDS) {
     const input = element("input", { type: "radio", name: "filter", value: state, checked: state === filter });
