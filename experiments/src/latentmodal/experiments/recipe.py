@@ -22,7 +22,8 @@ from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.schema import Recipe
 
 PATTERNS = ("freeze", "optim.layer_decay")
-"""Mappings whose first match decides: patterns of a recipe stand before those of its base."""
+"""Mappings whose first match decides: patterns of a recipe stand before those of its base, and
+`null` takes one of them out."""
 
 T = TypeVar("T")
 Layer = tuple[str, dict[str, Any]]  # (where it was written, raw mapping)
@@ -191,6 +192,8 @@ def _merge(base: Mapping[str, Any], diff: Mapping[str, Any], key: str = "") -> d
         merged = {name: merged.get(name) for name in (*diff, *base)}
     for name, value in diff.items():
         merged[name] = _merge_value(base.get(name), value, f"{key}{name}")
+    if key.removesuffix(".") in PATTERNS:
+        merged = {name: value for name, value in merged.items() if value is not None}
     return merged
 
 

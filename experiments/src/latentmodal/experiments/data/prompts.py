@@ -42,17 +42,27 @@ class WritePrompts:
 class WriteConversations:
     """Makes a conversation of each sample; picklable.
 
-    For `conversation` it is the one in the sample's json. Otherwise the user shows the picture, for
-    `answer` with the question drawn, else with an instruction drawn by the writer, and the
-    assistant says what `WritePrompts` would have it say.
+    For `conversation` it is the one in the sample's json; a style that takes no words leaves out
+    what the user says in it, as LLaVA does. Otherwise the user shows the picture, for `answer` with
+    the question drawn, else with an instruction drawn by the writer, and the assistant says what
+    `WritePrompts` would have it say.
     """
 
     writer: ConversationWriter
     target: str
 
     def __call__(self, samples: Sequence[Sample]) -> Any:
-        turns = [sample_conversation(sample, self.target) for sample in samples]
-        return self.writer.train(turns, [sample.draw for sample in samples])
+        conversations = [sample_conversation(sample, self.target) for sample in samples]
+        if self.writer.style.speechless:
+            conversations = [[_without_words(turn) for turn in said] for said in conversations]
+        return self.writer.train(conversations, [sample.draw for sample in samples])
+
+
+def _without_words(turn: Turn) -> Turn:
+    """A user's turn with its pictures alone."""
+    if turn.role == "assistant":
+        return turn
+    return Turn("user", " ".join([IMAGE_TAG] * turn.text.count(IMAGE_TAG)))
 
 
 def sample_conversation(sample: Sample, target: str) -> list[Turn]:

@@ -1,9 +1,10 @@
 """A small causal language model of captions, to stand in for a large one while trying things out.
 
-It reads several captions of one picture in a row, so that it learns to take from what came before
-what the next one will speak of: a model that saw captions one by one has no use for a context, and
-no bridge could tell it anything. Its run leaves it in `llm/` as a folder that transformers loads,
-so that another recipe serves it frozen like any other.
+A text begins with the names of a picture's things in any order, some of them repeated, and goes on
+with its captions: so it learns to take from what came before what the next caption will speak of. A
+model that saw captions alone has no use for a context, and no bridge could tell it anything; soft
+tokens only have to take the place of the names. Its run leaves it in `llm/` as a folder that
+transformers loads, so that another recipe serves it frozen like any other.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class LanguageModelConfig:
     mlp_dim: int = 768
     max_text_tokens: int = 32
     """Longest caption."""
-    captions_in_a_row: int = 3
+    captions_in_a_row: int = 2
+    keywords: bool = True
+    """Begin with the names of the things, where a sample's json has `objects`."""
 
     def build(
         self,
@@ -128,7 +131,7 @@ class LanguageModelSystem(System):
     def prompt_transform(self) -> WriteCaptions:
         config = self.config
         return WriteCaptions(
-            self.shared_tokenizer, config.captions_in_a_row, config.max_text_tokens
+            self.shared_tokenizer, config.captions_in_a_row, config.max_text_tokens, config.keywords
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -151,24 +154,35 @@ class LanguageModelSystem(System):
 
 @dataclass(frozen=True)
 class WriteCaptions:
-    """Captions of each sample in an order drawn for this visit, each between BOS and EOS."""
+    """Captions of each sample in an order drawn for this visit, each between BOS and EOS.
+
+    With `keywords` the names of its things come first, one to three times each in any order.
+    """
 
     tokenizer: PreTrainedTokenizerFast
     count: int
     max_text_tokens: int
+    keywords: bool = False
 
     def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
         return collate_prompts([self._lay_out(s) for s in samples], self.tokenizer.pad_token_id)
 
     def _lay_out(self, sample: Sample) -> PromptIds:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        rng = random.Random(sample.draw)
         captions = list(sample.captions)
-        random.Random(sample.draw).shuffle(captions)
-        parts: list[Any] = []
+        rng.shuffle(captions)
+        parts: list[Any] = [self._names(sample, rng)] if self.keywords else []
         for caption in captions[: self.count]:
             ids = self._encode(caption)[: self.max_text_tokens]
             parts += [(bos,), Answer((*ids, eos))]
         return Prompt(tuple(parts)).lay_out(self._encode, 1)
+
+    def _names(self, sample: Sample, rng: random.Random) -> tuple[int, ...]:
+        things = [str(thing["name"]) for thing in sample.meta.get("objects", ())]
+        names = things * rng.choice((1, 1, 2, 3))
+        rng.shuffle(names)
+        return tuple(token for name in names for token in self._encode(name))
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

