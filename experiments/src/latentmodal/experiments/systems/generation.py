@@ -220,7 +220,15 @@ class GenerationSystem(System):
         prompts = self._open(pixels_KCHW, [conversation]).to(self.device)
         with torch.no_grad(), self.compute_precision():
             soft_KME = self.model.read(pixels_KCHW.to(self.device)) if len(pixels_KCHW) else None
-            yield from self.model.llm.stream(prompts, soft_KME, settings or self.config.generation)
+            pieces = self.model.llm.stream(prompts, soft_KME, settings or self.config.generation)
+        return self._in_precision(pieces)
+
+    def _in_precision(self, pieces: Iterator[str]) -> Iterator[str]:
+        """The model's thread takes over this one's autocast at the first piece, and keeps it."""
+        with self.compute_precision():
+            first = next(pieces, "")
+        yield first
+        yield from pieces
 
     def _open(self, pixels_KCHW: Tensor, conversations: Sequence[Conversation]) -> PromptBatch:
         if not isinstance(self.writer, ConversationWriter):
