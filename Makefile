@@ -1,10 +1,11 @@
 # One way in: every target sets up what it needs in .venv, from a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
+SEED   ?= 0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo chain test check format bench clean
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -19,6 +20,9 @@ install: $(READY)  ## make .venv and install the four packages into it
 
 demo: $(READY)   ## train CLIP on real drawings, evaluate it, and say where to look
 	$(BIN)/latentmodal fit clip/emoji resume=true
+
+chain: $(READY)  ## MiniGPT-4 on the scenes: stage 1, curation, stage 2 (SEED=0; about an hour)
+	BIN=$(BIN) SEED=$(SEED) bash tools/chain.sh
 
 check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

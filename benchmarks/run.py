@@ -26,6 +26,7 @@ FULL: dict[str, list[str]] = {
     "loader": [],
     "qformer_step": [],
     "generation_step": [],
+    "projection_step": [],
     "itm_traffic": [],
 }
 QUICK: dict[str, list[str]] = {
@@ -34,6 +35,7 @@ QUICK: dict[str, list[str]] = {
     "loader": ["--images", "256", "--repeats", "3"],
     "qformer_step": ["--pairs", "3"],
     "generation_step": ["--pairs", "3", "--llm", "opt"],
+    "projection_step": ["--pairs", "3", "--images", "features"],
     "itm_traffic": ["--batch", "8"],
 }
 # A GPU is busy only with a batch of some size. The loader runs on the CPU wherever it feeds, and
@@ -44,6 +46,7 @@ ON_CUDA: dict[str, list[str]] = {
     "loader": [],
     "qformer_step": ["--device", "cuda", "--full", "--batch", "64"],
     "generation_step": ["--device", "cuda", "--full", "--batch", "32", "--llm", "opt"],
+    "projection_step": ["--device", "cuda", "--size", "7b", "--batch", "32"],
     "itm_traffic": [],
 }
 

@@ -214,7 +214,8 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "system.llm.model": "runs/lm-emoji/seed0/llm",
         "system.llm.gguf": None,
         "data.loader.batch_size": 64,
-        "trainer.max_steps": 250,
+        "trainer.max_steps": 400,
+        "trainer.eval_every": 400,
     },
 }
 
