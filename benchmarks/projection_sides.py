@@ -108,9 +108,10 @@ def draw_pixels(tower: ImageEncoder, batch: int) -> Tensor:
 @torch.no_grad()
 def cached_features(setup: Setup, batch: int) -> Tensor:
     """What a cache of tower and Q-Former holds for `draw_pixels`: (B, N, D)."""
-    tower, qformer = (part.eval().to(setup.device) for part in frozen_stages(setup))
-    tokens = tower(draw_pixels(tower, batch).to(setup.device)).tokens_BND
-    return cast(Tensor, qformer(tokens))
+    tower, qformer = frozen_stages(setup)
+    pixels = draw_pixels(tower, batch).to(setup.device)
+    features = tower.eval().to(setup.device)(pixels)
+    return cast(Tensor, qformer.eval().to(setup.device)(features.tokens_BND))
 
 
 def random_features(setup: Setup, batch: int) -> Tensor:
@@ -124,7 +125,10 @@ class PlainMiniGPT4(nn.Module):
 
     def __init__(self, setup: Setup, from_pixels: bool) -> None:
         super().__init__()
-        self.image_encoder, self.qformer = frozen_stages(setup) if from_pixels else (None, None)
+        self.image_encoder: ImageEncoder | None = None
+        self.qformer: Bridge | None = None
+        if from_pixels:
+            self.image_encoder, self.qformer = frozen_stages(setup)
         torch.manual_seed(1)
         with torch.device(setup.device):
             config = AutoConfig.for_model(**setup.llm)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from latentmodal.experiments.data.loader import gather_objects
+from latentmodal.experiments.data.text_cleaning import clean_question
 from latentmodal.experiments.errors import UserError
 from latentmodal.llm import IMAGE_TAG, GenerationSettings, PromptTemplate, Turn
 
@@ -103,6 +104,8 @@ def _say(
     """Turns of a conversation, or the fields of a prompt, to what the system says then."""
     if not converses(system):
         return list(system.answer(pixels_BCHW, fields, prompt=prompt, settings=settings))
+    if getattr(system, "clean", "none") == "blip":
+        texts = [clean_question(text) for text in texts]
     # Where a turn has no words, the conversation's own instruction is said.
     turns = [[Turn("user", f"{IMAGE_TAG} {text}".rstrip())] for text in texts]
     return list(system.converse(pixels_BCHW, turns, settings or system.config.generation))

@@ -123,6 +123,11 @@ class GenerationSystem(System):
         trainer: TrainerConfig,
     ) -> None:
         super().__init__(model, plan, optim, trainer)
+        if config.llm.quantization != "none" and trainer.parallelism == "fsdp":
+            raise ValueError(
+                f"system.llm.quantization={config.llm.quantization} cannot be sharded: set "
+                "trainer.parallelism=ddp or single"
+            )
         if config.llm.lora is not None and not _has_adapters_in_training(model):
             raise ValueError(
                 "freeze: the adapters of system.llm.lora are frozen with the language model; put "
