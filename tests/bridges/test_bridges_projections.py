@@ -48,7 +48,6 @@ CASES: dict[str, BridgeConfig] = {
 }
 TOKENS = {"linear": 37, "mlp": 37, "mlp without CLS": 36, "token_merge": 9, "pixel_shuffle": 9,
           "pixel_shuffle of a grid": 36, "qformer": 3, "chain": 3}  # fmt: skip
-JOINING = ("token_merge", "pixel_shuffle", "pixel_shuffle of a grid")
 
 
 @pytest.fixture
@@ -97,6 +96,8 @@ class TestEveryBridge:
         bridge = CASES[case].build().eval()
         compiled = torch.compile(bridge, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(features_BND), bridge(features_BND))
+        mask_BN = torch.arange(37).expand(2, 37) < 30
+        torch.testing.assert_close(compiled(features_BND, mask_BN), bridge(features_BND, mask_BN))
 
     def test_rows_do_not_mix(self, case: str, features_BND: Tensor) -> None:
         bridge = CASES[case].build().eval()
@@ -112,10 +113,6 @@ class TestEveryBridge:
         mask_BN = torch.ones(2, 37, dtype=torch.bool)
         torch.testing.assert_close(bridge(features_BND, mask_BN), bridge(features_BND))
         mask_BN[1, 30:] = False
-        if case in JOINING:
-            with pytest.raises(ValueError, match="takes no padding"):
-                bridge(features_BND, mask_BN)
-            return
         spoiled_BND = features_BND.masked_fill(~mask_BN.unsqueeze(-1), 1e4)
         torch.testing.assert_close(bridge(spoiled_BND, mask_BN), bridge(features_BND, mask_BN))
 
@@ -195,7 +192,9 @@ def test_sizes_of_the_released_projections(config: BridgeConfig, count: int, tok
         ({"bridge": "pixel_shuffle", "factor": 4}, "does not divide the grid of 6 x 6"),
         ({"bridge": "pixel_shuffle", "grid": [5, 7]}, "not a grid of 5 x 7"),
         ({"bridge": "pixel_shuffle", "grid": [6]}, "give rows and columns"),
-        ({"bridge": "mlp", "skip_tokens": 36}, "0 to 35"),
+        ({"bridge": "mlp", "skip_tokens": 36}, "from 0 to 35"),
+        ({"bridge": "token_merge", "skip_tokens": 1.5}, "a whole number"),
+        ({"bridge": "pixel_shuffle", "skip_tokens": -1}, "from 0 to 35"),
         ({"bridge": "mlp", "depth": 0}, "depth is 0"),
     ],
 )

@@ -95,7 +95,12 @@ class ChainChoice:
             in_dim, num_input_tokens = bridge.out_dim, bridge.num_output_tokens
             configs.append(config)
         configs.append(
-            last.complete(in_dim=in_dim, out_dim=out_dim, num_input_tokens=num_input_tokens)
+            last.complete(
+                in_dim=in_dim,
+                out_dim=out_dim,
+                num_input_tokens=num_input_tokens,
+                vocab_size=vocab_size,
+            )
         )
         return ChainConfig(parts=tuple(configs))
 

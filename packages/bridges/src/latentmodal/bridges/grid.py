@@ -20,12 +20,23 @@ def require_shape(features_BND: Tensor, num_input_tokens: int, in_dim: int) -> N
         )
 
 
-def require_whole(mask_BN: Tensor | None) -> None:
-    """Raise ValueError if a bridge that mixes neighbouring tokens is given padding among them."""
-    if mask_BN is not None and not bool(mask_BN.all()):
+def blank(features_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
+    """Features with zeros where the mask marks them invalid, for bridges that join neighbours."""
+    if mask_BN is None:
+        return features_BND
+    return features_BND.masked_fill(~mask_BN.unsqueeze(-1), 0)
+
+
+def check_skip(skip_tokens: int, num_input_tokens: int) -> None:
+    """Raise ValueError unless some tokens are left.
+
+    A count of 1 stands for one that is not known yet.
+    """
+    whole = type(skip_tokens) is int and skip_tokens >= 0
+    if not whole or (num_input_tokens > 1 and skip_tokens >= num_input_tokens):
         raise ValueError(
-            "this bridge joins neighbouring tokens and takes no padding among them; choose linear, "
-            "mlp, resampler or qformer for pictures of unequal size"
+            f"skip_tokens is {skip_tokens!r}; it must be a whole number from 0 to "
+            f"{max(0, num_input_tokens - 1)}"
         )
 
 

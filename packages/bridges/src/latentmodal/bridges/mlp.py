@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
 from latentmodal.bridges.component import require_positive_int
-from latentmodal.bridges.grid import make_mlp, require_shape, reset
+from latentmodal.bridges.grid import check_skip, make_mlp, require_shape, reset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,10 @@ class MlpProjectionConfig(BridgeConfig):
         require_positive_int(self, "in_dim", "out_dim", "num_input_tokens", "depth")
         if self.hidden_dim is not None:
             require_positive_int(self, "hidden_dim")
-        if self.num_input_tokens > 1:  # 1 stands for a number that is not known yet
-            _check_skip(self.skip_tokens, self.num_input_tokens)
+        check_skip(self.skip_tokens, self.num_input_tokens)
 
     def build(self) -> "MlpProjection":
         return MlpProjection(self)
-
-
-def _check_skip(skip: int, num_tokens: int) -> None:
-    if not 0 <= skip < num_tokens:
-        raise ValueError(f"skip_tokens is {skip}; it must be 0 to {num_tokens - 1}")
 
 
 class MlpProjection(Bridge):
@@ -53,7 +47,6 @@ class MlpProjection(Bridge):
 
     def __init__(self, config: MlpProjectionConfig) -> None:
         super().__init__(config)
-        _check_skip(config.skip_tokens, config.num_input_tokens)
         self.in_dim = config.in_dim
         self.out_dim = config.out_dim
         self.num_input_tokens = config.num_input_tokens

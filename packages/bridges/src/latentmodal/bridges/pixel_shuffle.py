@@ -15,11 +15,12 @@ from torch import Tensor
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
 from latentmodal.bridges.component import require_positive_int
 from latentmodal.bridges.grid import (
+    blank,
     check_grid,
+    check_skip,
     grid_of,
     make_mlp,
     require_shape,
-    require_whole,
     reset,
 )
 
@@ -45,6 +46,7 @@ class PixelShuffleConfig(BridgeConfig):
     def __post_init__(self) -> None:
         require_positive_int(self, "in_dim", "out_dim", "num_input_tokens", "factor", "depth")
         check_grid(self.grid)
+        check_skip(self.skip_tokens, self.num_input_tokens)
         if self.hidden_dim is not None:
             require_positive_int(self, "hidden_dim")
         if self.num_input_tokens > 1:  # 1 stands for a number that is not known yet
@@ -57,7 +59,7 @@ class PixelShuffleConfig(BridgeConfig):
 def _blocks(config: PixelShuffleConfig) -> tuple[int, int]:
     """Rows and columns of blocks."""
     rows, columns = grid_of(config.num_input_tokens - config.skip_tokens, config.grid)
-    if config.skip_tokens < 0 or rows % config.factor or columns % config.factor:
+    if rows % config.factor or columns % config.factor:
         raise ValueError(
             f"factor={config.factor} does not divide the grid of {rows} x {columns} features"
         )
@@ -86,15 +88,14 @@ class PixelShuffle(Bridge):
         reset(self)
 
     def forward(self, features_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-        """Map features (B, N, D) to tokens (B, M, E).
+        """Map features (B, N, D) to tokens (B, M, E); those marked invalid count as zeros.
 
         Raises:
-            ValueError: N or D is not what the config promised, or some tokens are invalid.
+            ValueError: N or D is not what the config promised.
         """
         require_shape(features_BND, self.num_input_tokens, self.in_dim)
-        require_whole(mask_BN)
         (h, w), side = self.blocks, self.factor
-        kept_BND = features_BND[:, self.skip_tokens :]
+        kept_BND = blank(features_BND, mask_BN)[:, self.skip_tokens :]
         grid_BhrwsD = kept_BND.reshape(len(kept_BND), h, side, w, side, self.in_dim)
         joined_BMD = grid_BhrwsD.transpose(2, 3).reshape(len(kept_BND), h * w, -1)
         tokens_BME: Tensor = self.proj(joined_BMD)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
 from latentmodal.bridges.component import require_positive_int
-from latentmodal.bridges.grid import require_shape, require_whole, reset
+from latentmodal.bridges.grid import blank, check_skip, require_shape, reset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class TokenMergeConfig(BridgeConfig):
 
     def __post_init__(self) -> None:
         require_positive_int(self, "in_dim", "out_dim", "num_input_tokens", "merge")
+        check_skip(self.skip_tokens, self.num_input_tokens)
         if self.num_input_tokens > 1:  # 1 stands for a number that is not known yet
             _count(self)
 
@@ -45,7 +46,7 @@ class TokenMergeConfig(BridgeConfig):
 def _count(config: TokenMergeConfig) -> int:
     """Tokens that come out."""
     left = config.num_input_tokens - config.skip_tokens
-    if config.skip_tokens < 0 or left < 1 or left % config.merge:
+    if left % config.merge:
         raise ValueError(
             f"merge={config.merge} does not divide the {left} tokens left of "
             f"num_input_tokens={config.num_input_tokens} by skip_tokens={config.skip_tokens}"
@@ -73,15 +74,14 @@ class TokenMerge(Bridge):
         reset(self)
 
     def forward(self, features_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-        """Map features (B, N, D) to tokens (B, M, E).
+        """Map features (B, N, D) to tokens (B, M, E); those marked invalid count as zeros.
 
         Raises:
-            ValueError: N or D is not what the config promised, or some tokens are invalid.
+            ValueError: N or D is not what the config promised.
         """
         require_shape(features_BND, self.num_input_tokens, self.in_dim)
-        require_whole(mask_BN)
-        kept_BND = features_BND[:, self.skip_tokens :]
         if self.input_norm is not None:
-            kept_BND = self.input_norm(kept_BND)
+            features_BND = self.input_norm(features_BND)
+        kept_BND = blank(features_BND, mask_BN)[:, self.skip_tokens :]
         tokens_BME: Tensor = self.proj(kept_BND.reshape(len(kept_BND), self.num_output_tokens, -1))
         return tokens_BME
