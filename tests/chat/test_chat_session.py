@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from latentmodal.experiments.chat import ChatSession
+from latentmodal.experiments.chat.session import ChatSession
 from latentmodal.experiments.errors import UserError
 from latentmodal.llm import GenerationSettings
 

@@ -5,7 +5,7 @@ Legend: K pictures, C channels, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -49,13 +49,19 @@ class ChatSession:
             UserError: a file that cannot be read, or holds no whole picture of a sane size.
         """
         if isinstance(picture, Path):
-            try:
-                picture = decode_image(picture.read_bytes(), max_pixels=MAX_PIXELS)
-            except (OSError, BadSampleError) as error:
-                raise UserError(f"{picture}: cannot be read as a picture; {error}") from error
+            picture = read_picture(picture)
         self._waiting.append(self._preprocess(picture.convert("RGB")))
 
-    def say(self, text: str) -> Iterator[str]:
+    @property
+    def waiting(self) -> int:
+        """Pictures that go with the next thing said."""
+        return len(self._waiting)
+
+    def forget_waiting(self) -> None:
+        """Forget the pictures that nothing was said with."""
+        self._waiting = []
+
+    def say(self, text: str) -> Generator[str, None, None]:
         """The answer, piece by piece; closing the iterator keeps what was said until then.
 
         Raises:
@@ -86,3 +92,16 @@ class ChatSession:
         count = len(self._pictures) - self.turns[-2].text.count(IMAGE_TAG)
         del self.turns[-2:], self._pictures[count:]
         return True
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A whole picture of a sane size, upright, in RGB.
+
+    Raises:
+        UserError: the file cannot be read, or holds no such picture.
+    """
+    try:
+        return decode_image(path.read_bytes(), max_pixels=MAX_PIXELS)
+    except (OSError, BadSampleError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read as a picture; {reason}") from error

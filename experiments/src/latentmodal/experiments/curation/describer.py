@@ -12,11 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from latentmodal.experiments.chat.opening import converse_in, open_run, template_in
 from latentmodal.experiments.errors import UserError
-from latentmodal.experiments.evaluation.run import load_system
-from latentmodal.experiments.systems.generation import GenerationConfig
-from latentmodal.experiments.training.run_folder import RunFolder
-from latentmodal.llm import ConversationTemplate, ConversationWriter, GenerationSettings, Turn
+from latentmodal.llm import ConversationTemplate, GenerationSettings, Turn
 
 OWN_STYLE = "run"
 """The style the run was trained with."""
@@ -42,8 +40,10 @@ class RunDescriber:
         self._converses = own is not None or style != OWN_STYLE
         self.takes_words = False
         if self._converses:
-            writer = _writer(system, own or ConversationTemplate(), style)
-            system.writer = writer
+            template = own or ConversationTemplate()
+            if style != OWN_STYLE:
+                template = _template(template, style)
+            writer = converse_in(system, template, style)
             self.takes_words = not writer.style.speechless
 
     def describe(
@@ -84,27 +84,13 @@ def describer_of(folder: Path, style: str) -> RunDescriber:
     """
     if style != OWN_STYLE:
         _template(ConversationTemplate(), style)  # a wrong name before anything is loaded
-    run = RunFolder(folder)
-    if not isinstance(run.recipe().system, GenerationConfig):
-        raise UserError(f"{folder}: is no run of the system generation, which alone describes")
-    system, recipe = load_system(run, run.checkpoint())
-    return RunDescriber(system, f"{recipe.name} (seed {recipe.seed})", style)
-
-
-def _writer(system: Any, own: ConversationTemplate, style: str) -> ConversationWriter:
-    template = own if style == OWN_STYLE else _template(own, style)
-    # An answer that is to be continued is read whole, however short those in training were.
-    template = replace(template, max_text_tokens=template.max_context_tokens)
-    try:
-        writer: ConversationWriter = system.write_conversations(template)
-    except ValueError as error:
-        raise UserError(f"--style {style}: {error}") from error
-    return writer
+    speaker = open_run(folder)
+    return RunDescriber(speaker.system, speaker.name, style)
 
 
 def _template(own: ConversationTemplate, style: str) -> ConversationTemplate:
     """As the article asks its first stage: the request alone, no system text before it."""
     try:
-        return replace(own, style=style, system="")
-    except ValueError as error:
-        raise UserError(f"--style: {error}, or {OWN_STYLE} for the run's own") from error
+        return template_in(replace(own, system=""), style)
+    except UserError as error:
+        raise UserError(f"{error}, or {OWN_STYLE} for the run's own") from error

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import getpass
-import ipaddress
 import logging
 import secrets
 import socket
 import webbrowser
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latentmodal.experiments.curation.ledger import existing_ledger
 from latentmodal.experiments.curation.review_desk import STATES, Desk
 from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.local_server import address, is_loopback, listen, run_server
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ _IN_WORDS: Final = {
     "dropped": "dropped",
     "rule": "dropped by rules",
 }
-_GRACE_SECONDS: Final = 2  # for answers under way at the end; their decisions are on disk anyway
 
 
 def serve_review(
@@ -63,14 +61,14 @@ def serve_review(
     name = (_login_name() if by is None else by).strip()
     if not name:
         raise UserError("--by '': give the reviewer's name")
-    with existing_ledger(path) as ledger, _listen(host, port) as listener:
+    with existing_ledger(path) as ledger, listen(host, port) as listener:
         if not len(ledger):
             raise UserError(f"{ledger.path}: holds no descriptions; generate some first")
         desk = Desk(ledger, name)
         token = secrets.token_urlsafe(24)
         machine = socket.gethostname()
-        url = _url(machine if host in ("0.0.0.0", "::") else host, listener, token)
-        if not _is_loopback(host):
+        url = f"{address(host, listener)}{token}/"
+        if not is_loopback(host):
             logger.warning(
                 "--host %s: whoever reaches this machine and learns the address can see the "
                 "pictures and decide; the connection is not encrypted",
@@ -79,50 +77,9 @@ def serve_review(
         say(f"review as {name}: {url}\nevery decision is saved at once; Ctrl+C ends")
         if open_browser:
             webbrowser.open(url)
-        with suppress(KeyboardInterrupt):
-            _run(review_app(desk, token, {"localhost", host.lower(), machine.lower()}), listener)
+        run_server(review_app(desk, token, {"localhost", host.lower(), machine.lower()}), listener)
         counts = desk.show()["counts"]
         say(", ".join(f"{counts[state]} {_IN_WORDS[state]}" for state in STATES))
-
-
-def _run(app: ASGIApp, listener: socket.socket) -> None:
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "ports go up to 65535"
-        raise UserError(
-            f"cannot listen at {host} port {port} ({reason}); --port 0 takes a free port"
-        ) from error
-
-
-def _url(name: str, listener: socket.socket, token: str) -> str:
-    host = f"[{name}]" if ":" in name else name
-    return f"http://{host}:{listener.getsockname()[1]}/{token}/"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _login_name() -> str:

@@ -259,11 +259,14 @@ class GenerationSystem(System):
                 settings or self.config.generation,
             )
 
-    def caption_images(self, pixels_BCHW: Tensor) -> list[str]:
+    def caption_images(
+        self, pixels_BCHW: Tensor, settings: GenerationSettings | None = None
+    ) -> list[str]:
         """What the model says of each picture, asked as the recipe trains it."""
+        count = len(pixels_BCHW)
         if isinstance(self.writer, ConversationWriter):
-            return self.converse(pixels_BCHW, [[Turn("user", IMAGE_TAG)]] * len(pixels_BCHW))
-        return self.answer(pixels_BCHW, [{}] * len(pixels_BCHW))
+            return self.converse(pixels_BCHW, [[Turn("user", IMAGE_TAG)]] * count, settings)
+        return self.answer(pixels_BCHW, [{}] * count, settings=settings)
 
 
 def _with_clean_question(fields: Mapping[str, str]) -> dict[str, str]:
