@@ -21,7 +21,7 @@ install: $(READY)  ## make .venv and install the four packages into it
 demo: $(READY)   ## train CLIP on real drawings, evaluate it, and say where to look
 	$(BIN)/latentmodal fit clip/emoji resume=true
 
-chain: $(READY)  ## MiniGPT-4 on the scenes: stage 1, curation, stage 2 (SEED=0; about an hour)
+chain: $(READY)  ## MiniGPT-4 on the scenes: stage 1, curation, stage 2 (SEED=0; an hour and more)
 	BIN=$(BIN) SEED=$(SEED) bash tools/chain.sh
 
 check: $(READY)  ## formatting, lint and types

