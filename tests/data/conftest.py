@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from latentmodal.experiments.data.readers.importing import import_dataset
 from latentmodal.experiments.data.shard_writer import write_shards
+from published_layouts import read_shards
 
 
 def _encode(colour: tuple[int, ...], mode: str, size: tuple[int, int], fmt: str) -> bytes:
@@ -56,3 +60,37 @@ def make_shards(tmp_path: Path) -> Callable[..., list[Path]]:
 def to_pixels() -> Callable[[Image.Image], Tensor]:
     """The image transform that changes nothing."""
     return pil_to_tensor
+
+
+@pytest.fixture
+def put(tmp_path, encode_image):
+    """Writes files under `tmp_path`: JSON for an object, or pictures for names."""
+
+    def write(*names: str, content: Any = None) -> Path:
+        for number, name in enumerate(names):
+            (path := tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            if content is None:
+                path.write_bytes(encode_image((number, 9, 9), fmt="JPEG", size=(8, 8)))
+            else:
+                path.write_text(json.dumps(content))
+        return tmp_path / names[0]
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path, put):
+    """Imports the given files into ``tmp_path/out``; returns what was done and the samples."""
+
+    def do(layout, annotations=None, questions=None, split="val", **options):
+        given = {"annotations": annotations, "questions": questions}
+        files = {
+            role: None if content is None else put(f"{role}.json", content=content)
+            for role, content in given.items()
+        }
+        (tmp_path / "images").mkdir(exist_ok=True)
+        settings = {"images": tmp_path / "images", "out": tmp_path / "out", **options}
+        done = import_dataset(layout, split=split, **files, **settings)
+        return done, read_shards(settings["out"])
+
+    return do
