@@ -80,6 +80,13 @@ class System(LightningModule):
         """What writes a language model's prompts in the loader, where the system has one."""
         return None
 
+    def count_tokens(self, batch: Batch) -> Tensor | None:
+        """Positions the language model reads of a batch, padding aside; None without such a model.
+
+        On the batch's device, so that nothing waits for it.
+        """
+        return None if batch.prompts is None else batch.prompts.count_tokens()
+
     def read_as_in_training(self, captions: list[str]) -> list[str]:
         """Captions as the loader would have cleaned them."""
         return [clean_caption(text) for text in captions] if self.clean == "blip" else captions

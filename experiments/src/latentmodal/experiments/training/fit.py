@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from latentmodal.experiments.training.callbacks import (
     Throughput,
 )
 from latentmodal.experiments.training.checkpoints import latest_checkpoint, step_of
+from latentmodal.experiments.training.cost import CostMeter
 from latentmodal.experiments.training.freeze import FreezePlan, freeze_rows, freeze_table
 from latentmodal.experiments.training.layer_decay import layer_multipliers
 from latentmodal.experiments.training.rng import ExactRandomness
@@ -85,8 +87,9 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
     )
     context: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     evaluator = Evaluator(recipe.evaluation, system, context)
+    meter = CostMeter()
     try:
-        trainer = _trainer(recipe, run, loader, logger, evaluator, console)
+        trainer = _trainer(recipe, run, loader, logger, evaluator, meter, console)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
     if first:
@@ -112,6 +115,7 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
     system.finish(run.path)
     if trainer.is_global_zero:
         report.write_json(run.path / "eval.json")
+        meter.cost(trainer, system.model).write(run.cost_file)
         write_text_atomically(run.finished_file, json.dumps({"step": trainer.global_step}) + "\n")
         logger.finalize("success")
         _show(run, recipe, report, console)
@@ -202,19 +206,23 @@ def _trainer(
     loader: TrainLoader,
     logger: TensorBoardLogger,
     evaluator: Evaluator,
+    meter: CostMeter,
     console: Console,
 ) -> pl.Trainer:
     config = recipe.trainer
 
     def evaluate(step: int) -> None:
+        began = time.perf_counter()
         first = process_rank(config.devices) == 0
         if first:
             evaluator.writer = logger.experiment
         report = evaluator.run(step)
         if first:
             report.write_json(run.evaluation_file(step))
+        meter.pause(time.perf_counter() - began)
 
     callbacks: list[pl.Callback] = [
+        meter,  # first, so that a checkpoint holds the step it is of
         ExactRandomness(),
         Throughput(loader, config.log_every),
         Checkpoints(run.checkpoints, config.checkpoint_every, config.keep_checkpoints),

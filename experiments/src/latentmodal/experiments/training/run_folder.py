@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "evaluations" / f"step={step:08d}.json"
 
     @property
+    def cost_file(self) -> Path:
+        """What training took; there once the last step was trained."""
+        return self.path / "cost.json"
+
+    @property
     def finished_file(self) -> Path:
         """Present once the last step was trained."""
         return self.path / "finished.json"

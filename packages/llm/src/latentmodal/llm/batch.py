@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from latentmodal.llm.answers import IGNORE_INDEX
+
 Side = Literal["left", "right"]
 
 
@@ -56,6 +58,10 @@ class PromptBatch(TensorBatch):
     side: Side = "right"
     end: str | None = None
 
+    def count_tokens(self) -> Tensor:
+        """Positions without padding, on the batch's device."""
+        return self.mask_BT.sum()
+
 
 @dataclass(frozen=True)
 class Seq2SeqBatch(TensorBatch):
@@ -78,3 +84,7 @@ class Seq2SeqBatch(TensorBatch):
     num_targets: int
     is_padded: bool
     end: str | None = None
+
+    def count_tokens(self) -> Tensor:
+        """Positions without padding that encoder and decoder read, on the batch's device."""
+        return self.mask_BT.sum() + (self.labels_BS != IGNORE_INDEX).sum()
