@@ -58,6 +58,16 @@ def test_unseen_pairs_are_of_trained_things_one_picture_each(tiny: EmojiData) ->
     assert len(set(captions)) == len(captions)
 
 
+def test_arrangements_place_the_unseen_pairs_again_and_again(tiny: EmojiData) -> None:
+    samples = read(tiny, "arrangements")
+    pairs = [tuple(sorted(met(sample))) for sample in samples]
+    reserved = {tuple(pair) for pair in tiny.meta["held_out_pairs"]}
+    assert len(samples) == PRESETS["tiny"].eval_scenes > len(reserved)
+    assert {pair for (pair,) in pairs} == reserved
+    assert len({sample["captions"][0] for sample in samples}) > len(reserved)
+    assert all(sample["negatives"] for sample in samples)
+
+
 def test_seen_pairs_were_trained(tiny: EmojiData) -> None:
     trained = set().union(*(met(sample) for sample in read(tiny, "train")))
     seen = [met(sample) for sample in read(tiny, "seen")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from itertools import islice
 
 import pytest
@@ -92,6 +93,19 @@ def test_draws_name_the_visit(make_shards):
     other = [d for batch in islice(_endless(_loader(sources, seed=1)), 16) for d in batch.draws]
     assert not set(draws) & set(other)
     assert all(0.2 < sum(d >> bit & 1 for d in draws) / 64 < 0.8 for bit in (0, 31, 62))
+
+
+def test_data_may_be_moved_between_stop_and_resume(make_shards, tmp_path):
+    shards = make_shards(3, 5)
+    batches = _endless(_loader([ShardSourceConfig(urls=[str(path) for path in shards])]))
+    first = [_contents(batch) for batch in islice(batches, 4)]
+    moved = shutil.copytree(shards[0].parent, tmp_path / "elsewhere")
+    sources = [ShardSourceConfig(urls=[str(moved / path.name) for path in shards])]
+    elsewhere = _loader(sources)
+    assert [_contents(batch) for batch in islice(_endless(elsewhere), 4)] == first
+    resumed = _loader(sources)
+    resumed.load_state_dict(_saved(elsewhere.state_dict()))
+    assert _contents(next(_endless(resumed))) == _contents(next(batches))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

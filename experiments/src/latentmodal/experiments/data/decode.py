@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -200,5 +201,6 @@ def decode_sample(
 
 
 def visit_seed(seed: int, source: int, epoch: int, raw: RawSample) -> int:
-    """Names one visit to one sample, whichever rank or worker makes it."""
-    return derive_seed(seed, "visit", source, epoch, raw.shard, raw.ordinal)
+    """Names one visit to one sample, whichever rank or worker makes it, wherever the data lie."""
+    shard = PurePosixPath(raw.shard).name
+    return derive_seed(seed, "visit", source, epoch, shard, raw.ordinal)

@@ -4,7 +4,7 @@
 
     {root}/{preset}-{fingerprint}/
         train/00000.tar …          {key}.png, {key}.txt (the first caption), {key}.json
-        seen/ unseen_pairs/ style_seen/ unseen_style/ unseen_things/
+        seen/ unseen_pairs/ style_seen/ unseen_style/ unseen_things/ arrangements/
         captions.txt               every distinct training caption, one a line
         meta.json                  things, held-out pairs, counts, templates, versions
         ATTRIBUTION.md             whose drawings these are, and on which terms

@@ -3,6 +3,7 @@
 ``train``         scenes of known things in the training styles
 ``seen``          fresh scenes of pairs that occur in training: how well it learned
 ``unseen_pairs``  two known things that never meet in any training scene: the headline
+``arrangements``  the same pairs again and again, each time placed anew: what stands where
 ``style_seen``    known things alone, once per training style: naming
 ``unseen_style``  known things alone, in a style no training picture has
 ``unseen_things`` things that occur in no training picture, alone, once per training style
@@ -18,7 +19,15 @@ from latentmodal.experiments.data.emoji.config import EmojiPreset
 from latentmodal.experiments.data.emoji.drawings import TRAIN_STYLES, UNSEEN_STYLE
 from latentmodal.experiments.data.emoji.grammar import countable
 
-SPLITS: Final = ("train", "seen", "unseen_pairs", "style_seen", "unseen_style", "unseen_things")
+SPLITS: Final = (
+    "train",
+    "seen",
+    "unseen_pairs",
+    "style_seen",
+    "unseen_style",
+    "unseen_things",
+    "arrangements",
+)
 _STYLE_WEIGHTS: Final = (0.4, 0.4, 0.2)  # of TRAIN_STYLES
 
 Pair = tuple[str, str]  # codes, sorted
@@ -66,6 +75,7 @@ def plan_dataset(preset: EmojiPreset, seed: int) -> DatasetPlan:
         "style_seen": _alone(known, TRAIN_STYLES),
         "unseen_style": _alone(known, (UNSEEN_STYLE,)),
         "unseen_things": _alone(unseen, TRAIN_STYLES),
+        "arrangements": _arrangements(reserved, by_code, preset.eval_scenes, rng),
     }
     assert tuple(splits) == SPLITS
     return DatasetPlan(known, unseen, tuple(sorted(reserved)), splits)
@@ -117,11 +127,19 @@ def _pair_scenes(
 ) -> tuple[Plan, ...]:
     """One scene per pair, so no caption of the split is true of another of its pictures."""
     chosen = rng.sample(pairs, min(limit, len(pairs)))
-    plans = []
-    for pair in chosen:
-        first, second = rng.sample(pair, 2)
-        plans.append(Plan((by_code[first], by_code[second]), _draw_style(rng)))
-    return tuple(plans)
+    return tuple(_pair_scene(pair, by_code, rng) for pair in chosen)
+
+
+def _arrangements(
+    pairs: list[Pair], by_code: dict[str, Thing], count: int, rng: random.Random
+) -> tuple[Plan, ...]:
+    """So many scenes of the pairs in turn: enough to judge placing where the pairs are few."""
+    return tuple(_pair_scene(pairs[i % len(pairs)], by_code, rng) for i in range(count))
+
+
+def _pair_scene(pair: Pair, by_code: dict[str, Thing], rng: random.Random) -> Plan:
+    first, second = rng.sample(pair, 2)
+    return Plan((by_code[first], by_code[second]), _draw_style(rng))
 
 
 def _alone(things: tuple[Thing, ...], styles: tuple[str, ...]) -> tuple[Plan, ...]:
