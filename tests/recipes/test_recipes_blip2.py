@@ -207,6 +207,10 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "evaluation.tasks.swapped_by_itc.source.preset": "few",
         "evaluation.tasks.swapped_by_itm.source.preset": "few",
         "evaluation.tasks.swapped_by_itg.source.preset": "few",
+        **{
+            f"evaluation.tasks.swapped_by_{by}.source.split": "arrangements"
+            for by in ("itc", "itm", "itg")
+        },
         "evaluation.tasks.captions.source.preset": "few",
         "evaluation.tasks.captions.baseline.preset": "few",
     },

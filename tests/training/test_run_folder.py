@@ -41,6 +41,7 @@ def test_what_a_run_leaves(finished_run: Path, tiny_recipe: Path) -> None:
         "tensorboard",
         "evaluations",
         "eval.json",
+        "cost.json",
         "finished.json",
     }
     on_the_way = [path.name for path in (finished_run / "evaluations").iterdir()]
