@@ -38,6 +38,25 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"in_dim": 3, "out_dim": 5, "num_input_tokens": 4},
     "token_merge": {"in_dim": 3, "out_dim": 5, "num_input_tokens": 4},
     "pixel_shuffle": {"in_dim": 3, "out_dim": 5, "num_input_tokens": 4, "grid": [2, 2]},
+    "average_pool": {"in_dim": 3, "out_dim": 3, "num_input_tokens": 4, "num_output_tokens": 1},
+    "resampler": {
+        "in_dim": 3,
+        "out_dim": 5,
+        "num_input_tokens": 4,
+        "num_queries": 2,
+        "layers": 1,
+        "heads": 2,
+        "head_dim": 2,
+    },
+    "c_abstractor": {
+        "in_dim": 3,
+        "out_dim": 5,
+        "num_input_tokens": 4,
+        "num_output_tokens": 1,
+        "width": 4,
+        "depth": 1,
+    },
+    "identity": {"in_dim": 3, "out_dim": 3, "num_input_tokens": 4},
     "chain": {
         "parts": [
             {"bridge": "linear", "in_dim": 3, "out_dim": 6, "num_input_tokens": 4},

@@ -15,18 +15,16 @@ from latentmodal.experiments.choose import choices
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.training.fingerprints import unlike
 
-SHAPE_FIELDS = ("in_dim", "out_dim", "num_input_tokens", "vocab_size")
-"""Fields of a bridge that follow from its neighbours; a recipe never states them."""
-
 
 def without_shapes(config_class: type[BridgeConfig]) -> type:
-    """The recipe's side of a bridge config: all its fields but the `SHAPE_FIELDS`.
+    """The recipe's side of a bridge config: all its fields but those its neighbours decide.
 
-    Its `complete(**shapes)` makes the config; shapes the bridge does not know are left out.
+    Its `complete(**shapes)` makes the config; shapes the bridge does not know are left out. Its
+    `output_width` is the config's.
     """
     hints = get_type_hints(config_class)
     own = dataclasses.fields(config_class)
-    shapes = {field.name: field for field in own if field.name in SHAPE_FIELDS}
+    shapes = {field.name for field in own if field.name in config_class.shape_fields}
     kept = [
         (
             field.name,
@@ -39,17 +37,29 @@ def without_shapes(config_class: type[BridgeConfig]) -> type:
 
     def complete(self: Any, **given: int | None) -> BridgeConfig:
         known = {name: value for name, value in given.items() if name in shapes}
-        return config_class(**dataclasses.asdict(self), **known)
+        config = config_class(**dataclasses.asdict(self), **known)
+        come, read = given.get("num_input_tokens"), config.input_tokens
+        if None not in (come, read) and come != read:
+            raise ValueError(
+                f"bridge {config.name!r} is to read {read} tokens, but {come} come in; correct "
+                "its fields"
+            )
+        return config
 
     def check(self: Any) -> None:
-        complete(self, **dict.fromkeys(shapes, 1))  # what is wrong without widths is wrong now
+        # What is wrong without shapes is wrong now; 1 stands for those that are not known yet.
+        config_class(**dataclasses.asdict(self), **dict.fromkeys(shapes, 1))
 
     return dataclasses.make_dataclass(
         config_class.__name__,
         kept,
         frozen=True,
         kw_only=True,
-        namespace={"complete": complete, "__post_init__": check},
+        namespace={
+            "complete": complete,
+            "output_width": config_class.output_width,
+            "__post_init__": check,
+        },
     )
 
 
@@ -62,7 +72,8 @@ _SINGLE: Mapping[str, type] = {
 class ChainChoice:
     """Bridges one after another, each named like a bridge of its own.
 
-    An inner part writes tokens as wide as it is by nature, else as wide as it reads them.
+    The last that can change the width writes the one wanted; a part before it writes tokens as wide
+    as it is by nature, else as wide as it reads them.
     """
 
     parts: Any = choices(_SINGLE, keyed=False)
@@ -81,12 +92,14 @@ class ChainChoice:
     ) -> ChainConfig:
         """The config, each part's shapes following from its neighbours."""
         configs: list[BridgeConfig] = []
-        *inner, last = self.parts
-        for part in inner:
-            has_width = isinstance(part, _SINGLE["qformer"])
+        maps = [i for i, part in enumerate(self.parts) if part.output_width != "kept"]
+        for index, part in enumerate(self.parts):
+            width: int | None = out_dim
+            if maps and index < maps[-1]:
+                width = None if part.output_width == "own" else in_dim
             config = part.complete(
                 in_dim=in_dim,
-                out_dim=None if has_width else in_dim,
+                out_dim=width,
                 num_input_tokens=num_input_tokens,
                 vocab_size=vocab_size,
             )
@@ -94,14 +107,6 @@ class ChainChoice:
                 bridge = config.build()
             in_dim, num_input_tokens = bridge.out_dim, bridge.num_output_tokens
             configs.append(config)
-        configs.append(
-            last.complete(
-                in_dim=in_dim,
-                out_dim=out_dim,
-                num_input_tokens=num_input_tokens,
-                vocab_size=vocab_size,
-            )
-        )
         return ChainConfig(parts=tuple(configs))
 
 

@@ -8,7 +8,9 @@ from latentmodal.bridges.alignment import (
     AlignmentHeadConfig,
     AlignmentOutput,
 )
+from latentmodal.bridges.average_pool import AveragePool, AveragePoolConfig
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
+from latentmodal.bridges.c_abstractor import CAbstractor, CAbstractorConfig
 from latentmodal.bridges.chain import Chain, ChainConfig
 from latentmodal.bridges.component import Component, ComponentConfig
 from latentmodal.bridges.contrastive import (
@@ -18,12 +20,14 @@ from latentmodal.bridges.contrastive import (
 )
 from latentmodal.bridges.distributed import fetch_rows, gather_with_grad, rank, world_size
 from latentmodal.bridges.gradient_cache import encode_in_chunks
+from latentmodal.bridges.identity import Identity, IdentityConfig
 from latentmodal.bridges.linear import LinearProjection, LinearProjectionConfig
 from latentmodal.bridges.losses import info_nce, sigmoid_loss
 from latentmodal.bridges.mlp import MlpProjection, MlpProjectionConfig
 from latentmodal.bridges.pixel_shuffle import PixelShuffle, PixelShuffleConfig
 from latentmodal.bridges.qformer import ImageKeys, QFormer, QFormerConfig, QueryStates
 from latentmodal.bridges.registry import BRIDGES, COMPONENTS, build_bridge, load
+from latentmodal.bridges.resampler import Resampler, ResamplerConfig
 from latentmodal.bridges.token_merge import TokenMerge, TokenMergeConfig
 
 __all__ = [
@@ -32,8 +36,12 @@ __all__ = [
     "AlignmentHead",
     "AlignmentHeadConfig",
     "AlignmentOutput",
+    "AveragePool",
+    "AveragePoolConfig",
     "Bridge",
     "BridgeConfig",
+    "CAbstractor",
+    "CAbstractorConfig",
     "Chain",
     "ChainConfig",
     "Component",
@@ -41,6 +49,8 @@ __all__ = [
     "ContrastiveHead",
     "ContrastiveHeadConfig",
     "ContrastiveOutput",
+    "Identity",
+    "IdentityConfig",
     "ImageKeys",
     "LinearProjection",
     "LinearProjectionConfig",
@@ -51,6 +61,8 @@ __all__ = [
     "QFormer",
     "QFormerConfig",
     "QueryStates",
+    "Resampler",
+    "ResamplerConfig",
     "TokenMerge",
     "TokenMergeConfig",
     "build_bridge",

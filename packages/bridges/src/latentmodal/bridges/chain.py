@@ -7,7 +7,7 @@ soft tokens.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Self
@@ -23,12 +23,17 @@ class ChainConfig(BridgeConfig):
     """What one part writes the next one reads."""
 
     name: ClassVar[str] = "chain"
+    shape_fields: ClassVar[tuple[str, ...]] = ()
 
     parts: tuple[BridgeConfig, ...]
 
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
             raise ValueError(f"parts has {len(self.parts)} bridges; a chain needs two or more")
+
+    @property
+    def input_tokens(self) -> int | None:
+        return self.parts[0].input_tokens
 
     def build(self) -> "Chain":
         return Chain(self)
@@ -62,7 +67,6 @@ class Chain(Bridge):
     """
 
     config_class = ChainConfig
-    parts: nn.ModuleList
 
     def __init__(self, config: ChainConfig) -> None:
         super().__init__(config)
@@ -73,11 +77,11 @@ class Chain(Bridge):
                     f"parts[{index}] writes tokens of width {before.out_dim}, parts[{index + 1}] "
                     f"reads in_dim={after.in_dim}; make them equal"
                 )
-            reads = getattr(after.config, "num_input_tokens", before.num_output_tokens)
+            reads = config.parts[index + 1].input_tokens
             if reads not in (None, before.num_output_tokens):
                 raise ValueError(
                     f"parts[{index}] writes {before.num_output_tokens} tokens, parts[{index + 1}] "
-                    f"reads num_input_tokens={reads}; make them equal"
+                    f"reads {reads}; make them equal"
                 )
         self.parts = nn.ModuleList(bridges)
         self.in_dim = bridges[0].in_dim
@@ -104,8 +108,8 @@ class Chain(Bridge):
     def reset_parameters(self) -> None:
         """Initialise every part in place."""
         for part in self.parts:
-            reset: Callable[[], None] = getattr(part, "reset_parameters", lambda: None)
-            reset()
+            assert isinstance(part, Bridge)
+            part.reset_parameters()
 
     def forward(self, features_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         """Map features (B, N, D) to tokens (B, M, E).

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,15 +26,15 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ComponentConfig:
+class ComponentConfig(ABC):
     """Plain fields (numbers, strings, None) that say everything needed to build one component."""
 
     name: ClassVar[str]
     """The exact name that tables, recipes and `config.json` use for this component."""
 
+    @abstractmethod
     def build(self) -> "Component":
         """Make the module, freshly initialised."""
-        raise NotImplementedError
 
     def to_fields(self) -> dict[str, Any]:
         """The fields as `config.json` holds them."""
@@ -65,7 +66,7 @@ class ComponentConfig:
         return cls(**plain)
 
 
-class Component(nn.Module):
+class Component(nn.Module, ABC):
     """A module that carries its config and can be saved to, and loaded from, a folder."""
 
     config_class: ClassVar[type[ComponentConfig]]

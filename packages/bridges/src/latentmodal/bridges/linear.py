@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
 from latentmodal.bridges.component import require_positive_int
+from latentmodal.bridges.grid import blank, require_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class LinearProjectionConfig(BridgeConfig):
 
     def __post_init__(self) -> None:
         require_positive_int(self, "in_dim", "out_dim", "num_input_tokens")
+
+    @property
+    def input_tokens(self) -> int:
+        return self.num_input_tokens
 
     def build(self) -> "LinearProjection":
         return LinearProjection(self)
@@ -42,10 +47,6 @@ class LinearProjection(Bridge):
         self.num_output_tokens = config.num_input_tokens
         self.proj = nn.Linear(config.in_dim, config.out_dim)
 
-    def reset_parameters(self) -> None:
-        """Initialise in place, as PyTorch initialises a linear layer."""
-        self.proj.reset_parameters()
-
     def forward(self, features_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         """Map features (B, N, D) to tokens (B, N, E).
 
@@ -55,13 +56,5 @@ class LinearProjection(Bridge):
         Raises:
             ValueError: N or D is not what the config promised.
         """
-        if features_BND.shape[1:] != (self.num_output_tokens, self.in_dim):
-            raise ValueError(
-                f"features have shape {tuple(features_BND.shape)}, this bridge reads (batch, "
-                f"num_input_tokens={self.num_output_tokens}, in_dim={self.in_dim}); set both "
-                "fields to what the encoder gives"
-            )
-        tokens_BNE = self.proj(features_BND)
-        if mask_BN is not None:
-            tokens_BNE = tokens_BNE.masked_fill(~mask_BN.unsqueeze(-1), 0)
-        return tokens_BNE
+        require_shape(features_BND, self.num_output_tokens, self.in_dim)
+        return blank(self.proj(features_BND), mask_BN)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentmodal.bridges.bridge import Bridge, BridgeConfig
+from latentmodal.bridges.bridge import Bridge, BridgeConfig, OutputWidth
 from latentmodal.bridges.component import require_positive_int
 from latentmodal.bridges.qformer_layers import (
     NORM_EPS,
@@ -45,6 +45,8 @@ class QFormerConfig(BridgeConfig):
     """
 
     name: ClassVar[str] = "qformer"
+    shape_fields: ClassVar[tuple[str, ...]] = ("in_dim", "out_dim", "vocab_size")
+    output_width: ClassVar[OutputWidth] = "own"
 
     in_dim: int
     out_dim: int | None = None
@@ -82,6 +84,10 @@ class QFormerConfig(BridgeConfig):
             raise ValueError(f"init_std is {self.init_std}; it must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+
+    @property
+    def input_tokens(self) -> int | None:
+        return self.num_input_positions
 
     def build(self) -> "QFormer":
         return QFormer(self)

@@ -4,14 +4,18 @@ import os
 from typing import Any, TypeVar
 
 from latentmodal.bridges.alignment import AlignmentHeadConfig
+from latentmodal.bridges.average_pool import AveragePoolConfig
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
+from latentmodal.bridges.c_abstractor import CAbstractorConfig
 from latentmodal.bridges.chain import ChainConfig
 from latentmodal.bridges.component import Component, ComponentConfig, load_component, make_config
 from latentmodal.bridges.contrastive import ContrastiveHeadConfig
+from latentmodal.bridges.identity import IdentityConfig
 from latentmodal.bridges.linear import LinearProjectionConfig
 from latentmodal.bridges.mlp import MlpProjectionConfig
 from latentmodal.bridges.pixel_shuffle import PixelShuffleConfig
 from latentmodal.bridges.qformer import QFormerConfig
+from latentmodal.bridges.resampler import ResamplerConfig
 from latentmodal.bridges.token_merge import TokenMergeConfig
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -39,7 +43,11 @@ BRIDGES: dict[str, type[BridgeConfig]] = by_name(
     MlpProjectionConfig,
     TokenMergeConfig,
     PixelShuffleConfig,
+    AveragePoolConfig,
     QFormerConfig,
+    ResamplerConfig,
+    CAbstractorConfig,
+    IdentityConfig,
     ChainConfig,
 )
 """What turns features into soft tokens."""

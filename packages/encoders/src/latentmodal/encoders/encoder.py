@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, H/W pixels, N tokens, T text length, D width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -17,7 +18,7 @@ from latentmodal.encoders.preprocess import Preprocess
 FeatureLayer = Literal["last", "penultimate"]
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(nn.Module, ABC):
     """Pixels in, features out.
 
     Pixels are uint8 in 0..255 or float in [0, 1]; normalisation happens inside, on the device, so
@@ -49,13 +50,13 @@ class ImageEncoder(nn.Module):
         self.register_buffer("mean_C11", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("std_C11", std.view(-1, 1, 1), persistent=False)
 
+    @abstractmethod
     def forward(self, pixels_BCHW: Tensor) -> Features:
         """Encode a batch of preprocessed pictures of `preprocess.size` pixels a side."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in the backward pass instead of keeping them."""
-        raise NotImplementedError
 
     def normalise(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels to normalised floats of the parameters' dtype.
@@ -104,7 +105,7 @@ class ImageEncoder(nn.Module):
         return features
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(nn.Module, ABC):
     """Token ids in, features out.
 
     Attributes:
@@ -125,13 +126,13 @@ class TextEncoder(nn.Module):
     def pooled_width(self) -> int:
         return self.width
 
+    @abstractmethod
     def forward(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Features:
         """Encode token ids; `mask_BT` is True where a token is not padding."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in the backward pass instead of keeping them."""
-        raise NotImplementedError
 
 
 def check_features(features: str) -> None:
