@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+# Helpers that assert tell a failure as fully as a test does.
+pytest.register_assert_rewrite(
+    "blip2_weights", "finished_runs", "one_line", "published_layouts", "review_server"
+)
+
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 

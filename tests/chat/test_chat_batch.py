@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-Command = Callable[..., int]
+from command_line import main
 
 
 @pytest.fixture
@@ -29,51 +28,48 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 def test_every_picture_is_one_line(
-    tiny_runs: Path, command: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+    tiny_runs: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     asked = ("--prompt", "What is it?", "--batch-size", 2)
-    assert command("generate", tiny_runs / "talks", folder, folder / "a.png", *asked) == 0
+    assert main("generate", tiny_runs / "talks", folder, folder / "a.png", *asked) == 0
     together = lines(capsys.readouterr().out)
     assert [Path(line["image"]).name for line in together] == [
         "a.png", "b.jpg", "e.jpeg", "c.webp", "d.PNG",
     ]  # fmt: skip
     assert all(len(line["text"]) == 12 for line in together)
-    assert command("generate", tiny_runs / "talks", folder / "b.jpg", *asked) == 0
+    assert main("generate", tiny_runs / "talks", folder / "b.jpg", *asked) == 0
     assert lines(capsys.readouterr().out) == [together[1]]
 
 
 def test_a_run_of_captions_captions(
-    tiny_runs: Path, command: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+    tiny_runs: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     run = tiny_runs / "captions"
-    assert command("generate", run, folder / "a.png", "--max-new-tokens", 5) == 0
+    assert main("generate", run, folder / "a.png", "--max-new-tokens", 5) == 0
     printed = capsys.readouterr()
     assert len(lines(printed.out)[0]["text"]) == 5
     assert "vicuna" not in printed.err
-    assert command("generate", run, folder / "a.png", "--prompt", "What?") == 0
+    assert main("generate", run, folder / "a.png", "--prompt", "What?") == 0
     assert "vicuna_v0" in capsys.readouterr().err
 
 
-def test_it_goes_on_where_it_was(
-    tiny_runs: Path, command: Command, folder: Path, tmp_path: Path
-) -> None:
+def test_it_goes_on_where_it_was(tiny_runs: Path, folder: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "deep" / "broken.jsonl"
-    assert command("generate", tiny_runs / "talks", folder, "--out", whole) == 0
+    assert main("generate", tiny_runs / "talks", folder, "--out", whole) == 0
     data = whole.read_bytes()
     broken.parent.mkdir()
     second = data.index(b"\n", data.index(b"\n") + 1) + 1
     broken.write_bytes(data[: second + 15])  # two lines and a half
-    assert command("generate", tiny_runs / "talks", folder, "--out", broken) == 0
+    assert main("generate", tiny_runs / "talks", folder, "--out", broken) == 0
     assert broken.read_bytes() == data
-    assert command("generate", tiny_runs / "talks", folder, "--out", broken) == 0
+    assert main("generate", tiny_runs / "talks", folder, "--out", broken) == 0
     assert broken.read_bytes() == data
 
 
 def test_bad_pictures_are_counted(
     tiny_runs: Path,
-    command: Command,
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -83,20 +79,18 @@ def test_bad_pictures_are_counted(
     out = tmp_path / "out.jsonl"
     capsys.readouterr()
     run = ("generate", tiny_runs / "talks", folder, "--out", out, "--batch-size", 1)
-    assert command(*run) == 1
+    assert main(*run) == 1
     printed = " ".join(capsys.readouterr().err.split())
     assert "2 of 5 pictures could not be read" in printed
     assert printed.count("cannot be read as a picture") == 2
     assert len(lines(out.read_text())) == 3
     Image.new("RGB", (9, 9)).save(folder / "a.png")
     (folder / "b.jpg").unlink()
-    assert command(*run) == 0
+    assert main(*run) == 0
     assert len(lines(out.read_text())) == 4
 
 
-def test_user_errors(
-    tiny_runs: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_errors(tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.jsonl").write_text("[1]\n")
     Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
@@ -106,5 +100,5 @@ def test_user_errors(
         ([tmp_path / "x.png", "--out", tmp_path / "other.jsonl"], "is no file of generated lines"),
     ):
         capsys.readouterr()
-        assert command("generate", tiny_runs / "talks", *arguments) == 2
+        assert main("generate", tiny_runs / "talks", *arguments) == 2
         assert message in capsys.readouterr().err

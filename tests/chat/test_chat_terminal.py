@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from command_line import main
 from latentmodal.experiments.chat.cli import _settings
 from latentmodal.experiments.chat.opening import open_speaker
 from latentmodal.experiments.chat.session import ChatSession
@@ -24,7 +25,6 @@ Talk = Callable[..., list[str]]
 @pytest.fixture
 def talk(
     tiny_runs: Path,
-    command: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Talk:
@@ -33,7 +33,7 @@ def talk(
     def run(*lines: str, options: tuple[object, ...] = ()) -> list[str]:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         capsys.readouterr()
-        assert command("chat", tiny_runs / "talks", *options) == 0
+        assert main("chat", tiny_runs / "talks", *options) == 0
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -143,13 +143,12 @@ def test_a_recipe_is_built_without_a_checkpoint(tiny_runs: Path) -> None:
 )
 def test_a_user_error_is_one_line(
     tiny_runs: Path,
-    command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
     capsys.readouterr()
-    assert command("chat", *(text.replace("RUNS", str(tiny_runs)) for text in arguments)) == 2
+    assert main("chat", *(text.replace("RUNS", str(tiny_runs)) for text in arguments)) == 2
     printed = capsys.readouterr().err
     assert message in printed.splitlines()[-1]
     assert "Traceback" not in printed

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from latentmodal.experiments.curation.ledger import Generated, Ledger
+from review_server import Server, make_ledger
 
 Reply = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
@@ -132,3 +133,18 @@ def described(tmp_path: Path) -> Callable[..., Ledger]:
         return ledger
 
     return make
+
+
+@pytest.fixture
+def start_review(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers on ledgers of their own."""
+    servers: list[Server] = []
+
+    def begin(names: str = "abcde") -> Server:
+        servers.append(Server(make_ledger(tmp_path / str(len(servers)), names)))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()

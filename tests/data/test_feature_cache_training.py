@@ -341,6 +341,9 @@ class Tower(ImageEncoder):
         tokens_BND = pixels_BCHW.float().flatten(2).transpose(1, 2) * self.scale
         return Features(tokens_BND, tokens_BND[:, 0])
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        raise AssertionError("it has no blocks")
+
 
 class Chain(torch.nn.Module):
     """Three parts in turn."""

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
+from bomb import Bomb
 from latentmodal.encoders.convert import (
     Activations,
     load_dual_encoder_weights,
@@ -67,16 +68,6 @@ def test_wrappers_and_prefixes_are_stripped(
     read = read_state_dict(tmp_path / "weights.pt")
     assert read.keys() == state.keys()
     assert all(torch.equal(read[name], state[name]) for name in state)
-
-
-class Bomb:
-    """Pickles into a call; unpickling it with a plain loader would create the file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.target,)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -100,7 +100,7 @@ def test_views_of_an_alignment_system(alignment_case, alignment_folder, tmp_path
     with SummaryWriter(str(tmp_path)) as writer:
         evaluator = Evaluator(config, system, {}, writer)
         evaluator.run(1)
-        evaluator.run(2, projector=True)
+        evaluator.run(2, last=True)
     assert views_of(tmp_path) == views
     (first_step, first), (second_step, second) = images_of(tmp_path, ATTENTION)
     assert (first_step, second_step) == (1, 2)
@@ -147,7 +147,7 @@ def test_views_of_a_system_without_embeddings(
     source = ShardSourceConfig(urls=str(alignment_folder / "shards"))
     config = EvaluationConfig(batch_size=4, tasks={"speak": SpeakTask(source)})
     with SummaryWriter(str(tmp_path)) as writer:
-        Evaluator(config, Speaker(preprocess, target), {}, writer).run(0, projector=True)
+        Evaluator(config, Speaker(preprocess, target), {}, writer).run(0, last=True)
     assert views_of(tmp_path) == views
 
 

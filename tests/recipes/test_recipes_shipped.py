@@ -3,7 +3,6 @@ and say what the papers say. The recipes of BLIP-2 have a file of their own."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from torch import nn
 
 from latentmodal.encoders import WordTokenizerConfig, train_word_tokenizer
 from latentmodal.experiments.recipe import load_recipe, shipped_recipes, to_yaml
-from latentmodal.experiments.schema import Recipe
 from latentmodal.experiments.training.freeze import FreezePlan, freeze_rows
+from meta_models import build_on_meta
 
 SHIPPED = shipped_recipes()
 CONTRASTIVE = [name for name in SHIPPED if name.startswith("clip/")]
+LANGUAGE_MODELS = [name for name in SHIPPED if name.startswith("lm/")]
 
 PARAMETERS = {
     "clip/vit_b32": 151_277_313,
@@ -132,17 +132,26 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "evaluation.tasks.naming_seen_styles.source.preset": "large",
         "evaluation.tasks.naming_unseen_things.source.preset": "large",
     },
+    "lm/emoji_small": {
+        "system.width": 128,
+        "system.layers": 2,
+        "system.heads": 2,
+        "system.mlp_dim": 384,
+        "data.train": [
+            {
+                "name": "emoji",
+                "preset": "few",
+                "seed": 0,
+                "split": "train",
+                "weight": 1.0,
+                "caption": "random",
+            }
+        ],
+        "optim.lr": 4e-3,
+        "optim.warmup_steps": 20,
+        "trainer.max_steps": 100,
+    },
 }
-
-
-def build_on_meta(recipe: Recipe) -> nn.Module:
-    """The model without memory, and without the weights and the tokenizer it would download."""
-    image = recipe.system.image_encoder
-    if image.pretrained:
-        image = dataclasses.replace(image, pretrained=False)
-    with torch.device("meta"):
-        model: nn.Module = dataclasses.replace(recipe.system, image_encoder=image).build_model()
-    return model
 
 
 def count(parameters: Sequence[nn.Parameter]) -> int:
@@ -200,9 +209,9 @@ def test_the_small_language_model_on_the_meta_device(tmp_path: Path) -> None:
 
 
 def test_every_recipe_with_a_base_is_in_the_table(base_of: Callable[[str], str | None]) -> None:
-    assert {name for name in CONTRASTIVE if base_of(name)} == DIFFERS.keys()
+    assert {name for name in CONTRASTIVE + LANGUAGE_MODELS if base_of(name)} == DIFFERS.keys()
     families = {name.split("/")[0] for name in SHIPPED if base_of(name)}
-    assert families == {"clip", "blip2", "minigpt4"}, "another family needs a table of its own"
+    assert families == {"clip", "lm", "blip2", "minigpt4"}, "another family needs a table of its own"
 
 
 @pytest.mark.parametrize("name", DIFFERS)

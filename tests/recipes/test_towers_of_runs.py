@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from blip2_weights import TUNED
+from finished_runs import model_of
 from latentmodal.encoders import TimmImageConfig
-from latentmodal.experiments.errors import UserError
-from latentmodal.experiments.evaluation.run import load_system
 from latentmodal.experiments.exports.blip2 import Options
 from latentmodal.experiments.recipe import load_recipe
 from latentmodal.experiments.systems.parts import RunImageConfig
@@ -22,18 +22,17 @@ from latentmodal.experiments.training.fingerprints import tower_digests, unlike
 from latentmodal.experiments.training.fit import build_system
 from latentmodal.experiments.training.run_folder import RunFolder
 from latentmodal.experiments.weights import convert_run
+from one_line import one_line
 
 Train = Callable[..., Path]
 
-TUNED = 'freeze={"image_encoder.*": 1.0}'
 PARTLY = 'freeze={"image_encoder.trunk.blocks.0.*": frozen}'
 RANDOM = "system.image_encoder.weights=null"
 
 
 def tower_of(run: Path) -> dict[str, Tensor]:
     """As evaluation has it."""
-    system, _ = load_system(RunFolder(run), RunFolder(run).checkpoint())
-    state: dict[str, Tensor] = system.model.image_encoder.state_dict()
+    state: dict[str, Tensor] = model_of(run).image_encoder.state_dict()
     return state
 
 
@@ -42,13 +41,6 @@ def assert_same(module: nn.Module, expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
-
-
-def refusal(step: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        step()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -101,7 +93,7 @@ def test_a_random_tower_that_was_frozen_cannot_come_again(
     run = aligned(RANDOM)
     if not noted:
         run = forget(run, tmp_path / "old")
-    message = refusal(RunImageConfig(path=str(run)).build)
+    message = one_line(RunImageConfig(path=str(run)).build)
     assert message.startswith(f"system.image_encoder.path: the frozen weights of {run} are not")
 
 
@@ -119,7 +111,7 @@ def test_a_bridge_goes_on_over_its_own_tower_only(
     assert_same(build(tiny_recipes, tmp_path, start).image_encoder, tower_of(run))
     larger = build(tiny_recipes, tmp_path, start, "system.image_encoder.image_size=48")
     assert larger.image_encoder.num_tokens == 37, "positions of another size are no other tower"
-    message = refusal(lambda: build(tiny_recipes, tmp_path, start, RANDOM))
+    message = one_line(lambda: build(tiny_recipes, tmp_path, start, RANDOM))
     assert f"{run} was trained on another image tower than the recipe's (trunk." in message
     old = forget(run, tmp_path / "old")
     start = f"system.pretrained={{path: {old}, format: run}}"
@@ -134,7 +126,7 @@ def test_kwargs_are_for_towers_that_take_them(trained: Train) -> None:
     fields = ", ".join(f"{name}: {value}" for name, value in config.items())
     run = trained("clip", f"system.image_encoder={{name: transformers, config: {{{fields}}}}}")
     assert RunImageConfig(path=str(run)).build().width == 32
-    message = refusal(RunImageConfig(path=str(run), model_kwargs={"depth": 1}).build)
+    message = one_line(RunImageConfig(path=str(run), model_kwargs={"depth": 1}).build)
     assert message.startswith("system.image_encoder.model_kwargs: the tower of ")
 
 

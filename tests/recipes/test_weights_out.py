@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, CLIPModel, SiglipModel
 
+from finished_runs import model_of
 from latentmodal.experiments import weights
 from latentmodal.experiments.errors import UserError
-from latentmodal.experiments.evaluation.run import load_system
 from latentmodal.experiments.exports import EXPORTS
-from latentmodal.experiments.training.run_folder import RunFolder
 from latentmodal.experiments.weights import convert_run
 
 Train = Callable[..., Path]
@@ -29,11 +28,6 @@ CNN = (
 )
 PIXELS_BCHW = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IDS_BT = torch.tensor([[4, 19, 0, 0, 0, 0, 0, 0], [5, 6, 7, 19, 0, 0, 0, 0], [9] * 7 + [19]])
-
-
-def model_of(run: Path) -> Any:
-    system, _ = load_system(RunFolder(run), RunFolder(run).checkpoint())
-    return system.model
 
 
 @torch.no_grad()

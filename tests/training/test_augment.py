@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from latentmodal.encoders import ImageEncoder, Preprocess
+from latentmodal.encoders import Features, ImageEncoder, Preprocess
 from latentmodal.experiments.data.augment import AugmentConfig
 from latentmodal.experiments.systems.base import System
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
@@ -23,6 +23,12 @@ class Blind(ImageEncoder):
         nn.Module.__init__(self)
         self.scale = nn.Parameter(torch.ones(1))
         self.preprocess = Preprocess(size=8)
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> Features:
+        raise AssertionError("nobody encodes here")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        raise AssertionError("nobody encodes here")
 
 
 def system() -> System:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
+from bomb import Bomb
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.files import write_atomically, write_text_atomically
 from latentmodal.experiments.recipe import load_recipe
@@ -140,16 +141,6 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     latest = latest_checkpoint(tmp_path)
     assert latest is not None and step_of(latest) == 100_000_000
     assert latest_checkpoint(tmp_path / "nowhere") is None
-
-
-class Bomb:
-    """Pickles into a call that would leave a file behind."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.target,)
 
 
 def test_a_pickle_bomb_with_a_valid_digest_is_refused(tmp_path: Path) -> None:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from latentmodal.experiments import cli
+from byte_llama import save_byte_llama
+from command_line import main
+from finished_runs import Chain, checkpoint, sections, system_of
 from latentmodal.experiments.curation.ledger import Ledger, Reviewed
 from latentmodal.experiments.data.shard_writer import write_shards
-from latentmodal.experiments.evaluation.run import load_system
 from latentmodal.experiments.systems.base import System
 from latentmodal.experiments.systems.generation import GenerationSystem
-from latentmodal.experiments.training.checkpoints import latest_checkpoint, read_checkpoint
-from latentmodal.experiments.training.run_folder import RunFolder
 from latentmodal.llm import GenerationSettings, Turn
 
 STAGE_1 = """
@@ -65,62 +59,12 @@ evaluation:
 """
 
 
-def main(*arguments: object) -> int:
-    """The exit code of the command line, run in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["latentmodal", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
-def save_language_model(folder: Path) -> None:
-    """A minute Llama that reads bytes."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *letters])}
-    bytes_ = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=bytes_, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Recipes and runs of the trainings, each made once."""
-
-    recipes: Path
-    runs: Path
-
-    def recipe(self, name: str) -> Path:
-        return self.recipes / f"{name}.yaml"
-
-    def system(self, name: str) -> GenerationSystem:
-        run = RunFolder(self.runs / name)
-        system, _ = load_system(run, run.checkpoint())
-        assert isinstance(system, GenerationSystem)
-        return system
-
-
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory, emoji_cache: Path, tiny_clip: str) -> Chain:
     made = Chain(tmp_path_factory.mktemp("recipes"), tmp_path_factory.mktemp("runs"))
-    save_language_model(made.runs / "llm")
+    save_byte_llama(made.run("llm"))
     texts = {"clip": f"{tiny_clip}run_dir: RUNS/clip\n", "stage1": STAGE_1, "stage2": STAGE_2}
-    for name, text in texts.items():
-        made.recipe(name).write_text(text.replace("RUNS", str(made.runs)))
+    made.write(texts)
     clip = ["evaluation.tasks=null", "trainer.max_steps=2"]
     assert main("fit", made.recipe("clip"), *clip) == 0
     assert main("fit", made.recipe("stage1")) == 0
@@ -131,25 +75,20 @@ def chain(tmp_path_factory: pytest.TempPathFactory, emoji_cache: Path, tiny_clip
 
 def curate(chain: Chain) -> None:
     """Descriptions of eight pictures by the first stage, all kept, as shards."""
-    ledger = chain.runs / "ledger"
+    ledger = chain.run("ledger")
     source = ("--source", "emoji:train:tiny:0", "--limit", 8, "--style", "run")
     generated = ("--min-tokens", 0, "--max-new-tokens", 6, "--out", ledger)
-    assert main("curate", "generate", chain.runs / "stage1", *source, *generated) == 0
+    assert main("curate", "generate", chain.run("stage1"), *source, *generated) == 0
     with Ledger(ledger / "ledger.jsonl") as opened:
         for record in list(opened.records().values()):
             edit = Reviewed(id=record.id, by="test", decision="edit", text="A thing on a picture.")
             opened.append(edit)
-    assert main("curate", "export", ledger, "--to", "shards", "--out", chain.runs / "curated") == 0
-
-
-def state(chain: Chain, name: str) -> dict[str, Any]:
-    path = latest_checkpoint(chain.runs / name / "checkpoints")
-    assert path is not None
-    return read_checkpoint(path)["state_dict"]
+    assert main("curate", "export", ledger, "--to", "shards", "--out", chain.run("curated")) == 0
 
 
 def test_a_checkpoint_holds_the_projection_alone(chain: Chain) -> None:
-    weights = {n for n in state(chain, "stage1") if not n.startswith("model.image_encoder.")}
+    saved = checkpoint(chain.run("stage1"))["state_dict"]
+    weights = {name for name in saved if not name.startswith("model.image_encoder.")}
     assert weights == {"model.bridge.proj.0.weight", "model.bridge.proj.0.bias"}
 
 
@@ -166,21 +105,21 @@ def test_stage_2_goes_on_from_the_projection_of_stage_1(
     keys = (f"run_dir={tmp_path}", "evaluation.tasks=null")
     with pytest.raises(RuntimeError, match="seen"):
         main("fit", chain.recipe("stage2"), *keys)
-    assert torch.equal(seen[0], state(chain, "stage1")["model.bridge.proj.0.weight"])
+    saved = checkpoint(chain.run("stage1"))["state_dict"]
+    assert torch.equal(seen[0], saved["model.bridge.proj.0.weight"])
 
 
 def test_stage_2_is_measured_before_and_after(chain: Chain) -> None:
-    run = chain.runs / "stage2"
+    run = chain.run("stage2")
     for file in (run / "evaluations/step=00000000.json", run / "eval.json"):
-        report = json.loads(file.read_text())
-        assert {"descriptions", "presence"} <= set(report["sections"])
-        assert {"words", "repeats", "object_recall", "CHAIRi"} <= set(
-            report["sections"]["descriptions"]
-        )
+        found = sections(file)
+        assert {"descriptions", "presence"} <= set(found)
+        assert {"words", "repeats", "object_recall", "CHAIRi"} <= set(found["descriptions"])
 
 
 def test_a_conversation_streams_what_it_would_say(chain: Chain) -> None:
-    system = chain.system("stage2")
+    system = system_of(chain.run("stage2"))
+    assert isinstance(system, GenerationSystem)
     generator = torch.Generator().manual_seed(0)
     side = system.model.image_encoder.preprocess.size
     pixels_KCHW = torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)

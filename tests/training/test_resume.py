@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from finished_runs import final_state
 from latentmodal.experiments.training.checkpoints import latest_checkpoint, step_of
 
 STEPS = 60
@@ -67,15 +68,6 @@ def interrupt(recipe: Path, run: Path, workers: int, how: signal.Signals) -> int
     return process.wait(timeout=60)
 
 
-def final_state(run: Path) -> dict[str, torch.Tensor]:
-    path = latest_checkpoint(run / "checkpoints")
-    assert path is not None and step_of(path) == STEPS
-    checkpoint = torch.load(path, weights_only=True)
-    moments = checkpoint["optimizer_states"][0]["state"]
-    flat = {f"{n}.{k}": v for n, state in moments.items() for k, v in state.items()}
-    return {**checkpoint["state_dict"], **flat}
-
-
 @pytest.mark.parametrize(
     ("workers", "how"), [(0, signal.SIGKILL), (2, signal.SIGKILL), (0, signal.SIGTERM)]
 )
@@ -91,6 +83,6 @@ def test_interrupted_run_equals_uninterrupted_one(
 
     assert curve(broken) == curve(whole)
     assert len(curve(whole)) == STEPS
-    ours, theirs = final_state(broken), final_state(whole)
+    ours, theirs = final_state(broken, STEPS), final_state(whole, STEPS)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

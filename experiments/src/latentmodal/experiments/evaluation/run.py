@@ -20,6 +20,7 @@ from latentmodal.experiments.data.config import LoaderConfig
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation import tensorboard as views
 from latentmodal.experiments.evaluation.report import EvalReport
+from latentmodal.experiments.evaluation.samples import SAMPLES_FILE, write_samples
 from latentmodal.experiments.evaluation.sets import EvaluationSet, has_similarity
 from latentmodal.experiments.evaluation.tasks import EvaluationConfig
 from latentmodal.experiments.recipe import load_recipe
@@ -41,6 +42,7 @@ class Evaluator:
     """Evaluates one system on a recipe's tasks and shows it in TensorBoard.
 
     `run` is a collective operation: every rank calls it; only rank 0, which has the writer, writes.
+    The last evaluation leaves what is said of a few pictures in `folder`, where one is given.
 
     Raises:
         UserError: a task needs what the system has not.
@@ -50,6 +52,7 @@ class Evaluator:
     system: Any
     context: dict[str, str | int | float | None]
     writer: SummaryWriter | None = None
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         for name, task in self.config.tasks.items():
@@ -58,8 +61,8 @@ class Evaluator:
             except UserError as error:
                 raise UserError(f"evaluation.tasks.{name}: {error}") from error
 
-    def run(self, step: int, *, projector: bool = False) -> EvalReport:
-        """All tasks at `step`; the projector once at the end: TensorBoard opens its oldest step."""
+    def run(self, step: int, *, last: bool = False) -> EvalReport:
+        """All tasks at `step`; the `last` time for the projector too, which opens on its oldest."""
         sets = self._sets()
         sections, confusions = {}, {}
         for name, task in self.config.tasks.items():
@@ -74,7 +77,7 @@ class Evaluator:
             report.log(self.writer, step)
         if shown is not None:
             data = sets[repr(self.config.tasks[shown].source)]
-            self._show(data, shown, step, projector)
+            self._show(data, shown, step, last)
         return report
 
     def _sets(self) -> dict[str, EvaluationSet]:
@@ -87,16 +90,18 @@ class Evaluator:
             for key, source in {repr(task.source): task.source for task in tasks}.items()
         }
 
-    def _show(self, data: EvaluationSet, split: str, step: int, projector: bool) -> None:
+    def _show(self, data: EvaluationSet, split: str, step: int, last: bool) -> None:
         pixels = data.samples.pixels
         captions = [(*texts, "")[0] for texts in data.samples.captions[: len(pixels)]]
-        self._show_samples(pixels, captions, step)
+        self._show_samples(pixels, data.samples.captions, step, last)
         if data.is_embedded and has_similarity(self.system):
-            self._show_space(data, captions, split, step, projector)
+            self._show_space(data, captions, split, step, last)
         if self.writer is not None:
             self.writer.flush()
 
-    def _show_samples(self, pixels: list[Tensor], captions: list[str], step: int) -> None:
+    def _show_samples(
+        self, pixels: list[Tensor], captions: list[list[str]], step: int, last: bool
+    ) -> None:
         """What the model says of a few pictures, and where its queries look meanwhile."""
         rows = views.spread(len(pixels), SAMPLES_SHOWN)
         shown = [pixels[row] for row in rows]
@@ -115,14 +120,17 @@ class Evaluator:
             return
         if said is not None:
             true = [captions[row] for row in rows]
-            views.generated_captions(self.writer, shown, true, said, step)
+            first = [(*texts, "")[0] for texts in true]
+            views.generated_captions(self.writer, shown, first, said, step)
+            if last and self.folder is not None:
+                write_samples(self.folder / SAMPLES_FILE, shown, true, said)
         if maps:
             few = views.spread(len(rows), ATTENTION_SHOWN)
             mean_BMN = torch.stack(maps).mean(dim=0).cpu()
             views.query_attention(self.writer, [shown[row] for row in few], mean_BMN[few], step)
 
     def _show_space(
-        self, data: EvaluationSet, captions: list[str], split: str, step: int, projector: bool
+        self, data: EvaluationSet, captions: list[str], split: str, step: int, last: bool
     ) -> None:
         text_NE = self.system.embed_captions(captions)
         if self.writer is None:
@@ -131,7 +139,7 @@ class Evaluator:
         views.similarity_matrix(self.writer, images, captions, image_NE, text_NE, step)
         owner_N = torch.arange(len(captions))
         views.retrieved_examples(self.writer, images, captions, image_NE, text_NE, owner_N, step)
-        if projector:
+        if last:
             splits = [split] * len(captions)
             views.embedding_projector(
                 self.writer, images, captions, image_NE, text_NE, splits, step
@@ -188,8 +196,8 @@ def evaluate_run(folder: Path, overrides: Sequence[str], console: Console) -> Ev
         raise UserError(f"{run.recipe_file}: evaluation.tasks is empty; name at least one task")
     writer = SummaryWriter(str(run.logs))
     context: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
-    evaluator = Evaluator(recipe.evaluation, system, context, writer)
-    report = evaluator.run(step_of(checkpoint), projector=True)
+    evaluator = Evaluator(recipe.evaluation, system, context, writer, run.path)
+    report = evaluator.run(step_of(checkpoint), last=True)
     writer.close()
     report.write_json(run.path / "eval.json")
     console.print(report.table())

@@ -86,7 +86,7 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
         purge_step=step_of(checkpoint) + 1 if checkpoint else None,
     )
     context: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
-    evaluator = Evaluator(recipe.evaluation, system, context)
+    evaluator = Evaluator(recipe.evaluation, system, context, folder=run.path)
     meter = CostMeter()
     try:
         trainer = _trainer(recipe, run, loader, logger, evaluator, meter, console)
@@ -111,7 +111,7 @@ def fit(recipe: Recipe, *, resume: bool, console: Console) -> Path:
         system.to(trainer.strategy.root_device)  # teardown moved it to the CPU
     system.eval()
     evaluator.writer = logger.experiment if trainer.is_global_zero else None
-    report = evaluator.run(trainer.global_step, projector=True)
+    report = evaluator.run(trainer.global_step, last=True)
     system.finish(run.path)
     if trainer.is_global_zero:
         report.write_json(run.path / "eval.json")
