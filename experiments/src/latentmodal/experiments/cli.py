@@ -1,4 +1,4 @@
-"""The command line: `latentmodal fit | eval | chat | generate | curate | cache | convert | …`.
+"""The command line: `latentmodal fit | eval | ablate | compare | chat | curate | cache | …`.
 
 A mistake of the user's is one line on stderr and exit code 2; `--debug` shows the traceback.
 """
@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from latentmodal.experiments.ablation.cli import ablate
+from latentmodal.experiments.ablation.compare_cli import compare
 from latentmodal.experiments.chat.cli import chat, generate
 from latentmodal.experiments.curation.cli import curate_app
 from latentmodal.experiments.errors import UserError
@@ -34,6 +36,8 @@ data_app = typer.Typer(help="Make and inspect training data.", no_args_is_help=T
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
 app.add_typer(curate_app, name="curate")
+app.command()(ablate)
+app.command()(compare)
 app.command()(chat)
 app.command()(generate)
 

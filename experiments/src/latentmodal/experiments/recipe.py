@@ -25,6 +25,9 @@ PATTERNS = ("freeze", "optim.layer_decay")
 """Mappings whose first match decides: patterns of a recipe stand before those of its base, and
 `null` takes one of them out."""
 
+ABLATIONS = "ablations/"
+"""Where among the shipped recipes the files of ablations lie."""
+
 T = TypeVar("T")
 Layer = tuple[str, dict[str, Any]]  # (where it was written, raw mapping)
 
@@ -36,11 +39,10 @@ def recipes_dir() -> Path:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of all shipped recipes, e.g. `clip/emoji`."""
+    """Names of all shipped recipes, e.g. `clip/emoji`; files of ablations are none."""
     root = recipes_dir()
-    return sorted(
-        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")
-    )
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith(ABLATIONS))
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Path:
@@ -60,17 +62,31 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
     )
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    patches: Sequence[Layer] = (),
+    beside: Path | None = None,
+) -> Recipe:
     """Read a recipe with its bases and `key=value` overrides into typed configs.
+
+    Args:
+        patches: raw layers between the recipe and the overrides, each with where it was written.
+        beside: a folder that a path may be relative to.
 
     Raises:
         UserError: unknown, missing, duplicate or ill-typed key; says file, key and remedy.
     """
-    layers = [*_read_chain(find_recipe(name)), *_override_layer(overrides)]
+    layers = [
+        *_read_chain(find_recipe(name, beside)),
+        *patches,
+        *override_layer(overrides),
+    ]
     merged: dict[str, Any] = {}
     try:
         for _, raw in layers:
-            merged = _merge(merged, raw)
+            merged = merge(merged, raw)
         if "system" in merged:
             merged["system"] = _with_seed(merged["system"], str(merged.get("seed", 0)))
         return build_config(Recipe, merged)
@@ -186,7 +202,8 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
     return value
 
 
-def _merge(base: Mapping[str, Any], diff: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+def merge(base: Mapping[str, Any], diff: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+    """Lay `diff` over `base`, both raw mappings, by the rules above."""
     merged = dict(base)
     if key.removesuffix(".") in PATTERNS:
         merged = {name: merged.get(name) for name in (*diff, *base)}
@@ -202,7 +219,7 @@ def _merge_value(old: Any, new: Any, path: str) -> Any:
         return new
     if isinstance(old, Mapping):
         replaced = "name" in new and new["name"] != old.get("name")
-        return dict(new) if replaced else _merge(old, new, f"{path}.")
+        return dict(new) if replaced else merge(old, new, f"{path}.")
     if isinstance(old, list) and new and all(str(name).isdigit() for name in new):
         return _merge_items(old, new, path)
     return new
@@ -234,7 +251,7 @@ def _read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
         raise UserError(
             f"{path}: base: the chain of bases comes back to this file; break the circle"
         )
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     base = raw.pop("base", None)
     if base is None:
         return [(str(path), raw)]
@@ -245,7 +262,12 @@ def _read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     return [*_read_chain(found, (*seen, path.resolve())), (str(path), raw)]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping, its references unresolved.
+
+    Raises:
+        UserError: unreadable, or no mapping.
+    """
     try:
         node = OmegaConf.load(path)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -259,7 +281,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _override_layer(overrides: Sequence[str]) -> list[Layer]:
+def override_layer(overrides: Sequence[str]) -> list[Layer]:
+    """`key=value` items as a layer over a recipe, or none where there are none."""
     for item in overrides:
         if "=" not in item.lstrip("="):
             raise UserError(f"'{item}': an override is key=value, for example seed=1")

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
+from PIL import Image
 from torch import Tensor
 
 from latentmodal.experiments.errors import UserError
@@ -35,6 +36,10 @@ class CaptionedSample:
     picture: str
     references: tuple[str, ...]
     caption: str
+
+    def image(self) -> Image.Image:
+        """The picture, opened."""
+        return Image.open(BytesIO(base64.b64decode(self.picture)))
 
 
 def write_samples(

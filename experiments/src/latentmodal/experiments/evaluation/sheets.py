@@ -103,6 +103,38 @@ def captions_picture(
     return canvas
 
 
+def side_by_side_picture(
+    image: Image.Image, references: Sequence[str], said: Sequence[tuple[str, str]]
+) -> Image.Image:
+    """One picture, what is true of it in grey, and below what each of several models says.
+
+    Args:
+        image: the picture.
+        references: true captions.
+        said: name of a model, and its caption.
+    """
+    width, line, face, small = 640, 22, font(17), font(14)
+    room = width - image.width - 3 * PAD
+    true = [text for own in references for text in wrap(own, face, room, 2)]
+    texts = [
+        (name, wrap(own.strip() or "(nothing)", face, width - 2 * PAD, 2)) for name, own in said
+    ]
+    top = max(image.height, len(true) * line) + 2 * PAD
+    canvas = Image.new(
+        "RGB", (width, top + sum((len(own) + 1) * line for _, own in texts) + PAD), WHITE
+    )
+    draw = ImageDraw.Draw(canvas)
+    canvas.paste(image, (PAD, PAD))
+    for row, text in enumerate(true):
+        draw.text((image.width + 2 * PAD, PAD + row * line), text, GREY, face)
+    for name, lines in texts:
+        draw.text((PAD, top), name, GREY, small)
+        for row, text in enumerate(lines, 1):
+            draw.text((PAD, top + row * line - 4), text, IMAGE_POINT, face)
+        top += (len(lines) + 1) * line
+    return canvas
+
+
 def _overlay(image_CHW: Tensor, heat_GG: Tensor, size: int) -> Image.Image:
     """The picture in grey under the colours of one query's attention."""
     heat_GG = heat_GG.detach().float().cpu()

@@ -137,7 +137,7 @@ def embedding_projector(
     sprites = [
         point_sprite(images[row], kind, SPRITE) for kind, row in zip(kinds, rows * 2, strict=True)
     ]
-    sprites_PCHW = torch.stack([_tensor(sprite) for sprite in sprites])
+    sprites_PCHW = torch.stack([as_tensor(sprite) for sprite in sprites])
     writer.add_embedding(
         points.float(),
         # Metadata are tab-separated lines: a tab or a line break would shift all later labels.
@@ -210,9 +210,10 @@ def spread(total: int, count: int) -> list[int]:
     return [place * total // count for place in range(count)]
 
 
-def _tensor(picture: Image.Image) -> Tensor:
+def as_tensor(picture: Image.Image) -> Tensor:
+    """A drawn picture as TensorBoard takes it: uint8 CHW."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _add(writer: SummaryWriter, tag: str, picture: Image.Image, step: int) -> None:
-    writer.add_image(tag, _tensor(picture), step)
+    writer.add_image(tag, as_tensor(picture), step)
