@@ -211,7 +211,7 @@ def test_the_small_language_model_on_the_meta_device(tmp_path: Path) -> None:
 def test_every_recipe_with_a_base_is_in_the_table(base_of: Callable[[str], str | None]) -> None:
     assert {name for name in CONTRASTIVE + LANGUAGE_MODELS if base_of(name)} == DIFFERS.keys()
     families = {name.split("/")[0] for name in SHIPPED if base_of(name)}
-    assert families == {"clip", "lm", "blip2", "minigpt4"}, "another family needs a table of its own"
+    assert families == {"clip", "lm", "blip2", "minigpt4"}, "a new family needs a table of its own"
 
 
 @pytest.mark.parametrize("name", DIFFERS)

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
@@ -50,9 +51,10 @@ def write_board(comparison: Comparison, folder: Path) -> None:
     """
     try:
         with _replacing(folder) as fresh:
-            _write_whole(comparison, fresh)
+            tags = set[str]()
             for cell in comparison.cells:
-                _write_cell(comparison, cell, fresh / folder_name(cell.label))
+                tags |= _write_cell(comparison, cell, fresh / folder_name(cell.label))
+            _write_whole(comparison, tags, fresh)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the board ({error}); free space") from error
 
@@ -74,11 +76,11 @@ def _replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_whole(comparison: Comparison, folder: Path) -> None:
-    """What is of all cells together."""
+def _write_whole(comparison: Comparison, tags: set[str], folder: Path) -> None:
+    """What is of all cells together; `tags` are their curves."""
     with _writer(folder) as writer:
         _add_summary(writer, _columns(comparison))
-        writer.add_custom_scalars(_charts(comparison))
+        writer.add_custom_scalars(_charts(comparison, tags))
         writer.add_text("comparison", markdown(comparison))
         cells = ordered(comparison)
         if samples := shared_samples(cells):
@@ -89,8 +91,8 @@ def _write_whole(comparison: Comparison, folder: Path) -> None:
             writer.add_image(f"captions/{number}", as_tensor(picture))
 
 
-def _write_cell(comparison: Comparison, cell: CellSummary, folder: Path) -> None:
-    """A run for each seed with a value, and one of their means."""
+def _write_cell(comparison: Comparison, cell: CellSummary, folder: Path) -> set[str]:
+    """A run for each seed with a value, and one of their means; returns their tags."""
     curves: dict[str, list[Points]] = {}
     for run in cell.cell.usable:
         own = _curves(comparison, run)
@@ -109,6 +111,7 @@ def _write_cell(comparison: Comparison, cell: CellSummary, folder: Path) -> None
         with _writer(folder) as writer:
             for tag, lines in curves.items():
                 _add_mean(writer, tag, lines)
+    return set(curves)
 
 
 def _curves(comparison: Comparison, run: RunRecord) -> dict[str, Points]:
@@ -171,14 +174,16 @@ def _typed(comparison: Comparison, axis: str, value: str) -> str | float:
     return float(value) if all(re.fullmatch(number, own) for own in every) else value
 
 
-def _charts(comparison: Comparison) -> dict[str, dict[str, list[Any]]]:
+def _charts(comparison: Comparison, tags: set[str]) -> dict[str, dict[str, list[Any]]]:
     """Custom scalars: the means of all cells in one chart for each metric, and their losses."""
     metrics = {
         _title(info): ["Margin", [f"{kind}/{name}" for kind in ("mean", "low", "high")]]
-        for name, info in comparison.metrics.items()
+        for name, info in reversed(comparison.metrics.items())  # TensorBoard shows the last first
+        if name in tags
     }
     training = {"training loss": ["Multiline", [f"^mean/{re.escape(LOSS)}$"]]}
-    return {"Metrics, mean ± standard error over seeds": metrics, "Training": training}
+    charts = {"Metrics, mean ± standard error over seeds": metrics}
+    return {**charts, "Training": training} if LOSS in tags else charts
 
 
 def _captions_table(samples: Sequence[SharedSample]) -> str:
@@ -194,7 +199,7 @@ def _captions_table(samples: Sequence[SharedSample]) -> str:
 
 def _plain(text: str) -> str:
     """Markdown that shows as this text."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>&~-])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]()#+!|-])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 @contextmanager

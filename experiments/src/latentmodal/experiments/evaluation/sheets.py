@@ -113,7 +113,7 @@ def side_by_side_picture(
         references: true captions.
         said: name of a model, and its caption.
     """
-    width, line, face, small = 640, 22, font(17), font(14)
+    width, line, face, small = 460, 22, font(17), font(14)
     room = width - image.width - 3 * PAD
     true = [text for own in references for text in wrap(own, face, room, 2)]
     texts = [
