@@ -31,10 +31,10 @@ def compare(
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # a file has no width; 80 columns would cut tables
+        console = Console(width=120)  # a file has no width; 80 columns would cut tables
     comparison = compare_runs(runs, metrics=metric, against=against, out=out)
     console.print(headline(comparison), markup=False, highlight=False)
-    console.print(terminal(comparison))
+    console.print(terminal(comparison, console.width))
     for problem in comparison.problems:
         line = f"not compared: {problem.label} seed {problem.seed}: {problem.reason}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
@@ -49,12 +53,20 @@ def loss_points(run: RunRecord) -> Points:
     logs = RunFolder(run.path).logs
     if not logs.is_dir():
         return []
+    newest = max((path.stat().st_mtime for path in logs.iterdir()), default=0.0)
+    return [*_loss_points(logs.resolve(), newest)]
+
+
+@cache  # a report and a board both want them, and checking an event file takes its time
+def _loss_points(logs: Path, newest: float) -> tuple[tuple[float, float], ...]:
+    del newest  # files that grew are read again
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of each file it opens
     events = EventAccumulator(str(logs), size_guidance=_SIZES).Reload()
     tag = next((tag for tag in ("train/loss", "loss") if tag in events.Tags()["scalars"]), None)
     if tag is None:
-        return []
+        return ()
     # A resumed run logged the steps past its checkpoint twice; the later ones count.
     points = sorted({event.step: event.value for event in events.Scalars(tag)}.items())
     span = -(-len(points) // MAX_POINTS)
     spans = [points[start : start + span] for start in range(0, len(points), span)]
-    return [(own[len(own) // 2][0], sum(value for _, value in own) / len(own)) for own in spans]
+    return tuple((own[len(own) // 2][0], fmean(value for _, value in own)) for own in spans)

@@ -199,6 +199,6 @@ def _compare(
         board=folder.board,
     )
     console.print(headline(comparison), markup=False, highlight=False)
-    console.print(terminal(comparison))
+    console.print(terminal(comparison, console.width))
     console.print(f"report      {folder.report / 'report.html'}", soft_wrap=True)
     console.print(f"TensorBoard tensorboard --logdir {folder.board}", soft_wrap=True)

@@ -24,6 +24,10 @@ _COSTS = ("trainable", "tokens", "step", "memory")
 _COLOURS = {"better": "green", "worse": "red"}
 
 
+_WIDE = 110
+"""Columns of a terminal that has room for what cells cost."""
+
+
 def markdown(comparison: Comparison) -> str:
     """The headline, a table of the first metric and of what runs cost, one of the other metrics."""
     info = comparison.first
@@ -97,28 +101,30 @@ def csv_text(comparison: Comparison) -> str:
     return target.getvalue()
 
 
-def terminal(comparison: Comparison) -> Table:
-    """The table of the first metric, best cell first."""
+def terminal(comparison: Comparison, width: int) -> Table:
+    """The table of the first metric, best cell first; a narrow one leaves the costs out."""
     info = comparison.first
+    titles = _COSTS if width >= _WIDE else ()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("cell", overflow="fold")
-    table.add_column("seeds", justify="right")
-    for title in (info.name, "difference", "95 % interval"):
-        table.add_column(title, justify="right", overflow="fold")
-    table.add_column("verdict")
-    for title in _COSTS:
-        table.add_column(title, justify="right")
+    table.add_column(info.name.replace("/", "/\n", 1), justify="right", no_wrap=True)
+    table.add_column("difference\n[dim]95 % interval", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
     for cell in ordered(comparison):
         difference = cell.findings[info.name].difference
+        value = shown(difference.value, info, signed=True)
+        if difference.interval is not None:
+            value += f"\n[dim]{shown_interval(difference, info)}"
         colour = _COLOURS.get(difference.verdict)
+        seeds = len(cell.cell.usable)
         table.add_row(
-            escape(cell.label),
-            str(len(cell.cell.usable)),
-            f"[bold]{shown_mean(cell, info)}",
-            shown(difference.value, info, signed=True),
-            shown_interval(difference, info),
+            escape(cell.label.replace(",", ",\n")),
+            f"[bold]{shown_mean(cell, info)}[/]\n[dim]{seeds} seed{'s' if seeds != 1 else ''}",
+            value,
             f"[{colour}]{difference.verdict}" if colour else difference.verdict,
-            *costs(cell),
+            *costs(cell)[: len(titles)],
         )
     return table
 
