@@ -18,8 +18,10 @@ $(READY): pyproject.toml constraints.txt $(wildcard packages/*/pyproject.toml)
 
 install: $(READY)  ## make .venv and install the four packages into it
 
-demo: $(READY)   ## train CLIP on real drawings, evaluate it, and say where to look
+demo: $(READY)   ## CLIP on real drawings, then two bridges from it into a language model, compared
 	$(BIN)/latentmodal fit clip/emoji resume=true
+	$(BIN)/latentmodal fit lm/emoji_small resume=true
+	$(BIN)/latentmodal ablate demo
 
 chain: $(READY)  ## MiniGPT-4 on the scenes: stage 1, curation, stage 2 (SEED=0; an hour and more)
 	BIN=$(BIN) SEED=$(SEED) bash tools/chain.sh

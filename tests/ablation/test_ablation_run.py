@@ -98,7 +98,8 @@ def test_a_failing_cell_does_not_stop_the_others(
     lost = f"evaluation: {{tasks: {{unseen_pairs: {{source: {source}}}}}}}"
     cells = f"{{typo: {{freeze: {{'hed.*': frozen}}}}, lost: {{{lost}}}, good: {{}}}}"
     axes = f"axes={{optim.lr: null, which: {cells}}}"
-    failed, text = ablate(ablation_file, axes)
+    samples = "budget.samples=24"  # how many steps that is has to be measured
+    failed, text = ablate(ablation_file, axes, samples)
     assert [job.cell.label for job in failed] == ["which=typo", "which=lost"]
     assert engine.trained() == ["which=lost/seed0", "which=good/seed0"]
     assert "pattern 'hed.*' matches no parameter" in failed[0].failure
@@ -110,10 +111,21 @@ def test_a_failing_cell_does_not_stop_the_others(
     # Only what failed is tried again; here its data came back.
     (tmp_path / "x.tar").symlink_to(next(emoji_cache.rglob("unseen_pairs/*.tar")))
     engine.started.clear()
-    failed, _ = ablate(ablation_file, axes)
+    failed, _ = ablate(ablation_file, axes, samples)
     assert engine.trained() == ["which=lost/seed0"]
     assert [job.cell.label for job in failed] == ["which=typo"]
     assert not (tmp_path / "out" / "cells" / "which=lost" / "seed0" / "failed.json").exists()
+
+
+def test_a_budget_of_steps_needs_no_measuring(
+    ablation_file: Path, ablate: Ablate, engine: Any
+) -> None:
+    axes = "axes={optim.lr: null, which: {typo: {freeze: {'hed.*': frozen}}, good: {}}}"
+    failed, text = ablate(ablation_file, axes)
+    assert "measuring" not in text
+    assert engine.trained() == ["which=typo/seed0", "which=good/seed0"]
+    assert [job.cell.label for job in failed] == ["which=typo"]
+    assert "pattern 'hed.*' matches no parameter" in failed[0].failure
 
 
 def test_an_ablation_of_nothing_but_failures_says_the_first(

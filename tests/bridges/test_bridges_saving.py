@@ -1,6 +1,7 @@
 """Tables of names, the bridge contract for every entry, and folders on disk."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from latentmodal.bridges import (
     load,
 )
 from latentmodal.bridges.component import make_config
+from latentmodal.bridges.format_version import FORMAT_VERSION
 from latentmodal.bridges.registry import by_name
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -92,7 +94,7 @@ def test_every_component_survives_a_round_trip(name: str, tmp_path: Path) -> Non
     files = sorted(path.name for path in (tmp_path / "deep/folder").iterdir())
     assert files == ["config.json", "model.safetensors"]
     header = json.loads((tmp_path / "deep/folder/config.json").read_text())
-    assert header["format_version"] == 1 and header["bridge"] == name
+    assert header["format_version"] == FORMAT_VERSION and header["bridge"] == name
 
 
 def test_linear_projects_each_token_and_blanks_masked_ones() -> None:
@@ -155,16 +157,50 @@ def edit_weights(**changes: torch.Tensor | None) -> Callable[[Path], None]:
     return edit
 
 
+def link_out(name: str) -> Callable[[Path], None]:
+    def move(folder: Path) -> None:
+        elsewhere = folder.with_name("elsewhere")
+        elsewhere.mkdir()
+        (folder / name).rename(elsewhere / name)
+        (folder / name).symlink_to(f"../elsewhere/{name}")
+
+    return move
+
+
+def make_fifo(name: str) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return replace
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json: holds a list"),
-        (edit_config(format_version=2), "format_version 2 is newer than 1"),
+        (edit_config(format_version=2), "config.json: format_version 2.0.0 is newer than 1"),
+        (edit_config(format_version="2.0.0"), "newer than 1.*; upgrade latentmodal-bridges$"),
+        (edit_config(format_version="0.9.0"), "format_version 0.9.0 is of a time before 1.0.0"),
+        (edit_config(format_version=True), "format_version is True"),
         (edit_config(format_version="drop"), "format_version is None"),
         (edit_config(format_version="1"), "format_version is '1'"),
+        (
+            edit_config(format_version="1.99.0", bridge="other"),
+            r"bridge 'other' is unknown; .* \(format_version 1.99.0 is newer than .*; upgrade",
+        ),
         (edit_config(bridge="other"), "config.json: bridge 'other' is unknown; choose from"),
+        (edit_config(bridge="os.system"), "bridge 'os.system' is unknown; choose from"),
+        (edit_config(in_dim="3"), "config.json: in_dim is '3'; it must be a whole number"),
+        (edit_config(in_dim=True), "config.json: in_dim is True; it must be a whole number"),
+        (edit_config(in_dim=10**30), "config.json: "),
+        (lambda f: (f / "config.json").write_text("[" * 99_999), "config.json: is not JSON"),
+        (lambda f: (f / "config.json").write_text(" " * 2**21), "is longer than 1048576 bytes"),
+        (link_out("config.json"), "config.json: is a link out of its folder; put the file"),
+        (link_out("model.safetensors"), "model.safetensors: is a link out of its folder"),
+        (make_fifo("config.json"), r"config.json: cannot be read \(it is no regular file"),
         (edit_config(bridge="drop"), "config.json: bridge None is unknown"),
         (edit_config(in_dim="drop"), "config.json: bridge 'linear' needs in_dim"),
         (edit_config(in_dims=4), "has no field 'in_dims'; did you mean 'in_dim'"),
@@ -177,16 +213,60 @@ def edit_weights(**changes: torch.Tensor | None) -> Callable[[Path], None]:
         ),
         (edit_weights(proj__bias=None), "proj.bias is missing"),
         (edit_weights(extra=torch.ones(1)), "extra is unknown"),
+        (edit_weights(proj__bias=torch.ones(5).long()), "proj.bias holds torch.int64, expected"),
     ],
 )
 def test_damaged_folders_are_named(
     damage: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
-    make("linear").save_pretrained(tmp_path)
-    damage(tmp_path)
+    folder = tmp_path / "folder"
+    make("linear").save_pretrained(folder)
+    damage(folder)
     with pytest.raises(ValueError, match=message) as caught:
-        load(tmp_path)
+        load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("qformer", {"input_norm": "no"}, "input_norm is 'no'; it must be true or false"),
+        ("qformer", {"dropout": "0.1"}, "dropout is '0.1'; it must be a number"),
+        ("qformer", {"vocab_size": 2.5}, "vocab_size is 2.5; it must be a whole number or null"),
+        ("pixel_shuffle", {"grid": 4}, "grid is 4; it must be a list, each a whole number or null"),
+        ("pixel_shuffle", {"grid": ["2", 2]}, "it must be a list, each a whole number or null"),
+        ("contrastive", {"image_projection": "mlp"}, "it must be one of linear, none"),
+        ("contrastive", {"init_logit_bias": []}, "it must be a number or null"),
+        ("chain", {"parts": "linear"}, "parts"),
+        ("chain", {"parts": [{"bridge": "linear", "in_dim": []}] * 2}, "needs out_dim"),
+    ],
+)
+def test_fields_of_another_type_are_named(
+    name: str, wrong: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    make(name).save_pretrained(tmp_path)
+    edit_config(**wrong)(tmp_path)
+    with pytest.raises(ValueError, match=f"config.json: .*{message}"):
+        load(tmp_path)
+
+
+def test_parts_that_do_not_meet_are_named_with_their_file(tmp_path: Path) -> None:
+    make("chain").save_pretrained(tmp_path)
+    parts = [{**part} for part in SMALL["chain"]["parts"]]
+    parts[1]["in_dim"] = 7
+    edit_config(parts=parts)(tmp_path)
+    with pytest.raises(ValueError, match=r"config.json: parts\[0\] writes tokens of width 6"):
+        load(tmp_path)
+
+
+def test_a_folder_of_the_hubs_cache_is_links(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots/0123"
+    make("linear").save_pretrained(snapshot)
+    blobs.mkdir()
+    for path in list(snapshot.iterdir()):
+        path.rename(blobs / f"of-{path.name}")
+        path.symlink_to(f"../../blobs/of-{path.name}")
+    assert load(snapshot).config == make("linear").config
 
 
 def test_from_pretrained_takes_its_own_kind_only(tmp_path: Path) -> None:

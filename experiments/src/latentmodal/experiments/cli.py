@@ -252,6 +252,35 @@ def convert(
     console.print(f"wrote {target}")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run's folder, or a checkpoint in it")],
+    target: Annotated[
+        Path | None, typer.Argument(help="folder to write (default: RUN/bridge)")
+    ] = None,
+    bridge: Annotated[
+        bool, typer.Option("--bridge", help="the bridge alone, as latentmodal.bridges loads it")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(help="also put it on the Hugging Face hub: owner/name")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="make the repository of --push a private one")
+    ] = False,
+) -> None:
+    """Take a trained bridge out of its run, with its weights, configuration and model card."""
+    from latentmodal.experiments.exports.bridge import check_address, export_bridge, push_folder
+
+    if not bridge:
+        raise UserError("say what to export: --bridge; whole models go by latentmodal convert")
+    if push is not None:
+        check_address(push)
+    folder = export_bridge(run, target)
+    console.print(f"wrote {folder}", soft_wrap=True)
+    if push is not None:
+        console.print(f"wrote {push_folder(folder, push, private=private)}", soft_wrap=True)
+
+
 def _flag(keys: list[str], name: str) -> bool:
     """Take `name=true|false` out of the overrides."""
     value = "false"

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from latentmodal.encoders.convert import Activations, save_dual_encoder_weights
 from latentmodal.experiments.choose import nearest
 from latentmodal.experiments.errors import UserError
-from latentmodal.experiments.evaluation.run import load_system
+from latentmodal.experiments.evaluation.run import find_checkpoint, load_system
 from latentmodal.experiments.exports import EXPORTS
 from latentmodal.experiments.exports.blip2 import Account, Blip2Weights, Options, shortened
 from latentmodal.experiments.exports.blip2_hf import read_hf, write_hf
@@ -29,7 +29,6 @@ from latentmodal.experiments.systems.alignment_model import AlignmentModel
 from latentmodal.experiments.systems.dual_encoder import DualEncoder
 from latentmodal.experiments.systems.vision_language import VisionLanguageModel
 from latentmodal.experiments.training.checkpoints import SUFFIX
-from latentmodal.experiments.training.run_folder import RunFolder
 
 BLIP2_SOURCES: Mapping[str, Callable[[Path, Options], Blip2Weights]] = {
     "lavis": read_lavis,
@@ -168,14 +167,7 @@ def _write_dual_encoder(source: Path, target: Path, to: str, model: DualEncoder)
 
 
 def _load(source: Path) -> Any:
-    if source.suffix == SUFFIX:
-        run, checkpoint = RunFolder(source.parent.parent), source
-        run.recipe()
-    else:
-        run = RunFolder(source)
-        run.recipe()
-        checkpoint = run.checkpoint()
-    system, _ = load_system(run, checkpoint)
+    system, _ = load_system(*find_checkpoint(source))
     if not isinstance(system.model, DualEncoder | AlignmentModel | VisionLanguageModel):
         raise UserError(f"{source}: holds neither two towers nor a bridge; only those convert")
     return system

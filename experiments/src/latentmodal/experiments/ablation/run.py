@@ -51,8 +51,7 @@ def ablate(config: AblationConfig, *, console: Console) -> list[Job]:
         jobs = folder.jobs(config, plan.cells)
         # Before anything runs: from here on the folder is this ablation's.
         write_text_atomically(folder.file, config.to_yaml())
-        costs = measured_costs(plan, config, folder, engine, console)
-        steps = {label: steps_for(config.budget, cost, label) for label, cost in costs.items()}
+        steps = _steps(plan, config, folder, engine, console)
         folder.check_runs(jobs, steps)
         pending = _pending(jobs, steps, folder)
         if pending:
@@ -61,6 +60,19 @@ def ablate(config: AblationConfig, *, console: Console) -> list[Job]:
             _run(pending, steps, config, engine, console)
         _compare(config, plan, jobs, folder, console)
     return [job for job in jobs if not job.done]
+
+
+def _steps(
+    plan: Plan, config: AblationConfig, folder: AblationFolder, engine: Engine, console: Console
+) -> dict[str, int]:
+    """How many steps its budget buys each cell, by label; those that cannot be built are left out.
+
+    A budget of steps asks for no measurement: what cannot be built fails by itself.
+    """
+    if config.budget.steps is not None:
+        return {cell.label: config.budget.steps for cell in plan.cells}
+    costs = measured_costs(plan, config, folder, engine, console)
+    return {label: steps_for(config.budget, cost, label) for label, cost in costs.items()}
 
 
 def measured_costs(

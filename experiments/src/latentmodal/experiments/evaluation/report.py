@@ -105,8 +105,8 @@ class EvalReport:
                 table.add_row(
                     f"[cyan]{section}" if row == 0 else "",
                     name,
-                    f"[bold]{_shown(metric.value, metric)}{_shown_error(metric)}",
-                    "" if metric.chance is None else _shown(metric.chance, metric),
+                    f"[bold]{shown(metric.value, metric)}{_shown_error(metric)}",
+                    "" if metric.chance is None else shown(metric.chance, metric),
                     str(metric.n),
                 )
         return table
@@ -290,7 +290,8 @@ def _binomial_error(share: float, n: int) -> float:
     return (share * (1 - share) / n) ** 0.5
 
 
-def _shown(number: float | None, metric: Metric) -> str:
+def shown(number: float | None, metric: Metric) -> str:
+    """A number in the unit of `metric`, as tables have it."""
     if number is None:
         return "–"
     match metric.unit:

@@ -24,7 +24,7 @@ from latentmodal.experiments.evaluation.samples import SAMPLES_FILE, write_sampl
 from latentmodal.experiments.evaluation.sets import EvaluationSet, has_similarity
 from latentmodal.experiments.evaluation.tasks import EvaluationConfig
 from latentmodal.experiments.recipe import load_recipe
-from latentmodal.experiments.training.checkpoints import read_checkpoint, step_of
+from latentmodal.experiments.training.checkpoints import SUFFIX, read_checkpoint, step_of
 from latentmodal.experiments.training.freeze import frozen_names
 from latentmodal.experiments.training.run_folder import RunFolder
 
@@ -180,6 +180,21 @@ def load_system(run: RunFolder, checkpoint: Path, overrides: Sequence[str] = ())
         raise UserError(f"{checkpoint}: holds {', '.join(strange[:3])}; it is of another recipe")
     device = "cuda" if torch.cuda.is_available() and recipe.trainer.accelerator != "cpu" else "cpu"
     return system.to(device).eval(), recipe
+
+
+def find_checkpoint(source: Path) -> tuple[RunFolder, Path]:
+    """The run and the checkpoint that a path means.
+
+    Args:
+        source: a run's folder (its newest checkpoint), or one of the checkpoints in it.
+
+    Raises:
+        UserError: no run, or no intact checkpoint.
+    """
+    single = source.suffix == SUFFIX
+    run = RunFolder(source.parent.parent if single else source)
+    run.recipe()
+    return run, source if single else run.checkpoint()
 
 
 def evaluate_run(folder: Path, overrides: Sequence[str], console: Console) -> EvalReport:

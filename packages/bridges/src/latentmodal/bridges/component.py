@@ -2,7 +2,7 @@
 
 A saved component is a folder with two files and no pickle in it:
 
-    config.json        {"format_version": 1, "bridge": "linear", "in_dim": 768, ...}
+    config.json        {"format_version": "1.1.0", "bridge": "linear", "in_dim": 768, ...}
     model.safetensors  the state dict
 """
 
@@ -10,17 +10,26 @@ import dataclasses
 import difflib
 import json
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FORMAT_VERSION = 1
+from latentmodal.bridges import hub
+from latentmodal.bridges.format_version import FORMAT_VERSION, check_version
+from latentmodal.bridges.saved_files import (
+    check_tensors,
+    fits,
+    in_words,
+    read_json_object,
+    read_tensors,
+)
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -63,6 +72,10 @@ class ComponentConfig(ABC):
         if missing:
             raise ValueError(f"bridge {cls.name!r} needs {', '.join(missing)}")
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        hints = get_type_hints(cls)
+        for key, value in plain.items():
+            if not fits(value, hints[key]):
+                raise ValueError(f"{key} is {fields[key]!r}; it must be {in_words(hints[key])}")
         return cls(**plain)
 
 
@@ -95,6 +108,7 @@ class Component(nn.Module, ABC):
         try:
             save_file(tensors, weights_tmp)
             config_tmp.write_text(text, encoding="utf-8")
+            weights_tmp.chmod(config_tmp.stat().st_mode)  # safetensors lets the owner alone read it
             for path in (weights_tmp, config_tmp):
                 _flush_to_disk(path)
             weights_tmp.replace(folder / WEIGHTS_FILE)
@@ -103,9 +117,32 @@ class Component(nn.Module, ABC):
             weights_tmp.unlink(missing_ok=True)
             config_tmp.unlink(missing_ok=True)
 
+    def push_to_hub(
+        self, address: str, *, private: bool = False, message: str = "Upload bridge"
+    ) -> str:
+        """Save to a repository of the Hugging Face hub; needs `huggingface_hub` and its login.
+
+        Args:
+            address: `owner/name`, `hf://owner/name`, or either with `@revision` behind it.
+            private: for a repository that is not there yet.
+            message: of the commit.
+
+        Returns:
+            Where to look at what was written.
+
+        Raises:
+            ValueError: not an address, `huggingface_hub` is not installed, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.upload(folder, address, private=private, message=message)
+
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Load a folder known to hold this class; `latentmodal.bridges.load` takes any of them.
+        """Load what is known to hold this class; `latentmodal.bridges.load` takes any of them.
+
+        Args:
+            folder: written by `save_pretrained`, or `hf://owner/name` on the Hugging Face hub.
 
         Raises:
             ValueError: see `load_component`.
@@ -123,35 +160,36 @@ def load_component(
     Raises:
         ValueError: one line naming the file and what is wrong with it: absent or unreadable file,
             format newer than this package, name not in `table`, unknown or missing config field,
-            unknown, missing or wrongly shaped weight.
+            or one of another type, unknown, missing or wrongly shaped weight.
     """
+    if hub.is_address(folder):
+        folder = hub.download(str(folder), [CONFIG_FILE, WEIGHTS_FILE])
     config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
-    fields = _read_json_object(config_path)
-    version = fields.pop("format_version", None)
-    if type(version) is not int or version < 1:
-        raise ValueError(
-            f"{config_path}: format_version is {version!r}, expected {FORMAT_VERSION}; "
-            "this is not a folder written by save_pretrained"
-        )
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{config_path}: format_version {version} is newer than {FORMAT_VERSION}, the newest "
-            "this package reads; upgrade latentmodal-bridges"
-        )
-    try:
-        config = make_config(fields.pop("bridge", None), fields, table)
-    except ValueError as error:
-        raise ValueError(f"{config_path}: {error}") from error
+    config = _read_config(config_path, table)
 
     # Built without data: no time spent on, and no random numbers drawn for, values that the file
     # replaces.
-    with torch.device("meta"):
-        module = config.build()
-    tensors = _read_tensors(weights_path)
-    _check_tensors(weights_path, module.state_dict(), tensors)
+    try:
+        with torch.device("meta"):
+            module = config.build()
+    except (ValueError, TypeError, RuntimeError) as error:  # of sizes beyond all measure, too
+        raise ValueError(f"{config_path}: {_first_line(error)}") from error
+    tensors = read_tensors(weights_path)
+    check_tensors(weights_path, module.state_dict(), tensors)
     module.load_state_dict(tensors, assign=True)
     assert not any(buffer.is_meta for buffer in module.buffers()), "buffers must be persistent"
     return module
+
+
+def _read_config(path: Path, table: Mapping[str, type[ComponentConfig]]) -> ComponentConfig:
+    fields = read_json_object(path)
+    newer = None
+    try:
+        newer = check_version(fields.pop("format_version", None))
+        return make_config(fields.pop("bridge", None), fields, table)
+    except (ValueError, RecursionError) as error:
+        hint = f" ({newer})" if newer else ""
+        raise ValueError(f"{path}: {error}{hint}") from error
 
 
 def make_config(
@@ -185,39 +223,10 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _flush_to_disk(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror}); give a folder written by save_pretrained"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a {type(value).__name__}, expected an object")
-    return value
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
-
-
-def _check_tensors(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    problems = [f"{key} is missing" for key in wanted if key not in found]
-    problems += [f"{key} is unknown" for key in found if key not in wanted]
-    problems += [
-        f"{key} has shape {tuple(found[key].shape)}, config.json says {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in found and found[key].shape != value.shape
-    ]
-    if problems:
-        raise ValueError(f"{path}: weights do not fit config.json: {'; '.join(problems)}")

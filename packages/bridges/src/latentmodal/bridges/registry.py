@@ -71,7 +71,7 @@ def build_bridge(name: str, **fields: Any) -> Bridge:
 
 
 def load(folder: str | os.PathLike[str]) -> Component:
-    """Load whatever `save_pretrained` wrote to `folder`.
+    """Load whatever `save_pretrained` wrote to `folder`, or `push_to_hub` to `hf://owner/name`.
 
     Raises:
         ValueError: see `latentmodal.bridges.component.load_component`.
