@@ -1,7 +1,8 @@
 """A comparison in TensorBoard: HPARAMS, overlaid curves, and what the cells say side by side.
 
 Of each cell there is a run of its means, and below it one of each seed. HPARAMS groups the seeds of
-a cell into one row, whose metrics are their means: the same numbers as in the report.
+a cell into one row, whose metrics are their means: the same numbers as in the report. What it reads
+of a run is the last point of each curve, so the curves of seeds end with the values compared.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ from latentmodal.experiments.evaluation.tensorboard import as_tensor
 
 MARK: Final = ".latentmodal-board"
 """A file in folders that may be replaced, because a board was written there."""
+_EVENTS: Final = "events.out.tfevents."
+"""How the name of every other file of a board begins."""
+_MAX_NAME: Final = 200
+"""Bytes of a folder's name; file systems allow 255."""
 
 LOSS: Final = "train/loss"
 _COSTS: Final = {
-    "trainable_parameters": ("cost/trainable_parameters", 1.0),
-    "tokens": ("cost/tokens", 1.0),
-    "step_seconds": ("cost/step_ms", 1e3),
-    "peak_memory_bytes": ("cost/peak_memory_MiB", 2.0**-20),
+    "trainable_parameters": ("cost/trainable_parameters", "trainable", 1.0),
+    "tokens": ("cost/tokens", "tokens read", 1.0),
+    "step_seconds": ("cost/step_ms", "step, ms", 1e3),
+    "peak_memory_bytes": ("cost/peak_memory_MiB", "memory, MiB", 2.0**-20),
 }
-"""Attribute of a run's cost -> its tag, and what it is multiplied with."""
+"""Attribute of a cell -> its tag, its column in HPARAMS, and what it is multiplied with."""
 
 
 def write_board(comparison: Comparison, folder: Path) -> None:
@@ -52,28 +57,62 @@ def write_board(comparison: Comparison, folder: Path) -> None:
     try:
         with _replacing(folder) as fresh:
             tags = set[str]()
-            for cell in comparison.cells:
-                tags |= _write_cell(comparison, cell, fresh / folder_name(cell.label))
+            for cell, name in zip(comparison.cells, _folder_names(comparison), strict=True):
+                tags |= _write_cell(comparison, cell, fresh / name)
             _write_whole(comparison, tags, fresh)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the board ({error}); free space") from error
 
 
+def _folder_names(comparison: Comparison) -> list[str]:
+    """The cells' labels as names of folders, short enough and no two alike."""
+    names: dict[str, str] = {}  # some file systems do not tell a from A
+    for cell in comparison.cells:
+        name = short = folder_name(cell.label).encode()[:_MAX_NAME].decode(errors="ignore")
+        number = 1
+        while name.casefold() in names:
+            number += 1
+            name = f"{short}+{number}"
+        names[name.casefold()] = name
+    return list(names.values())
+
+
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of the old one at the end; one cut short is thrown away."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        raise UserError(f"{folder}: holds files that are not a comparison's; choose another folder")
+    folder = folder.resolve()
     fresh, old = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
+    for place in (folder, fresh, old):
+        _refuse_foreign(place)
+    if any(path.is_file() for path in folder.rglob("*")) and not (folder / MARK).is_file():
+        raise UserError(
+            f"{folder}: holds events that are not a comparison's; choose another folder"
+        )
     for left in (fresh, old):
-        shutil.rmtree(left, ignore_errors=True)
+        _remove(left)
     fresh.mkdir(parents=True)
     (fresh / MARK).touch()
     yield fresh
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """What anyone else left in a board's folder must not go with the board."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        ours = path.is_dir() or path.name == MARK or path.name.startswith(_EVENTS)
+        if path.is_symlink() or (path.exists() and not ours):
+            raise UserError(
+                f"{path}: is not a comparison's; move it away, or choose another folder"
+            )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which nothing is foreign."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _write_whole(comparison: Comparison, tags: set[str], folder: Path) -> None:
@@ -81,7 +120,7 @@ def _write_whole(comparison: Comparison, tags: set[str], folder: Path) -> None:
     with _writer(folder) as writer:
         _add_summary(writer, _columns(comparison))
         writer.add_custom_scalars(_charts(comparison, tags))
-        writer.add_text("comparison", markdown(comparison))
+        writer.add_text("verdicts", markdown(comparison))
         cells = ordered(comparison)
         if samples := shared_samples(cells):
             writer.add_text("captions", _captions_table(samples))
@@ -98,13 +137,15 @@ def _write_cell(comparison: Comparison, cell: CellSummary, folder: Path) -> set[
         own = _curves(comparison, run)
         for tag, points in own.items():
             curves.setdefault(tag, []).append(points)
+        # A curve that did not reach the end would stand in HPARAMS as the value it lacks.
+        lacking = {tag for tag in comparison.metrics if run.seed not in cell.findings[tag].values}
         with _writer(folder / f"seed{run.seed}") as writer:
             hparams = {axis: _typed(comparison, axis, value) for axis, value in cell.axes.items()}
             _add_summary(writer, summary_v2.hparams_pb(hparams, trial_id=cell.label))
             for tag, points in own.items():
-                for step, value in points:
+                for step, value in points if tag not in lacking else ():
                     writer.add_scalar(tag, value, int(step))
-            _add_costs(writer, run)
+            _add_costs(writer, cell, run.step or 0)
             *_, ended = session_summaries({}, {})  # tensorboard's own maker needs tensorflow
             _add_summary(writer, ended)
     if curves:
@@ -116,13 +157,22 @@ def _write_cell(comparison: Comparison, cell: CellSummary, folder: Path) -> set[
 
 def _curves(comparison: Comparison, run: RunRecord) -> dict[str, Points]:
     """By tag: the metrics as they are shown, and the loss of training."""
-    metrics = {
-        name: [(step, value * comparison.metrics[name].factor) for step, value in points]
-        for name, points in metric_points(run, list(comparison.metrics)).items()
-        if points
-    }
+    curves = {}
+    for name, points in metric_points(run, list(comparison.metrics)).items():
+        if ended := _ended(run, name, points):
+            factor = comparison.metrics[name].factor
+            curves[name] = [(step, value * factor) for step, value in ended]
     loss = loss_points(run)
-    return {**metrics, LOSS: loss} if loss else metrics
+    return {**curves, LOSS: loss} if loss else curves
+
+
+def _ended(run: RunRecord, metric: str, points: Points) -> Points:
+    """The points up to the value that is compared, which is the last one whatever came after it."""
+    own = run.metrics.get(metric)
+    if own is None or own.value is None:
+        return points
+    end = max((step for step, _ in points), default=0) if run.step is None else run.step
+    return [*((step, value) for step, value in points if step < end), (end, own.value)]
 
 
 def _add_mean(writer: SummaryWriter, tag: str, lines: Sequence[Points]) -> None:
@@ -136,11 +186,12 @@ def _add_mean(writer: SummaryWriter, tag: str, lines: Sequence[Points]) -> None:
             writer.add_scalar(f"{kind}/{tag}", value, int(step))
 
 
-def _add_costs(writer: SummaryWriter, run: RunRecord) -> None:
-    for name, (tag, factor) in _COSTS.items():
-        amount = getattr(run.cost, name, None)
+def _add_costs(writer: SummaryWriter, cell: CellSummary, step: int) -> None:
+    """What the cell took: a median and a maximum are not what HPARAMS makes of the runs' own."""
+    for name, (tag, _, factor) in _COSTS.items():
+        amount = getattr(cell, name)
         if amount is not None:
-            writer.add_scalar(tag, amount * factor, run.step or 0)
+            writer.add_scalar(tag, amount * factor, step)
 
 
 def _columns(comparison: Comparison) -> Any:
@@ -152,13 +203,22 @@ def _columns(comparison: Comparison) -> Any:
             if (typed := _typed(comparison, axis, value)) not in found:
                 found.append(typed)
     metrics = [
-        summary_v2.Metric(name, display_name=_title(info), description=info.protocol)
+        summary_v2.Metric(name, display_name=_column(comparison, info), description=info.protocol)
         for name, info in comparison.metrics.items()
     ]
-    metrics += [summary_v2.Metric(tag, display_name=tag) for tag, _ in _COSTS.values()]
+    metrics += [summary_v2.Metric(tag, display_name=own) for tag, own, _ in _COSTS.values()]
     domains = {axis: summary_v2.Discrete(sorted(values)) for axis, values in axes.items()}
     hparams = [summary_v2.HParam(axis, domain) for axis, domain in domains.items()]
     return summary_v2.hparams_config_pb(hparams=hparams, metrics=metrics)
+
+
+def _column(comparison: Comparison, info: MetricInfo) -> str:
+    """Short, as titles of parallel coordinates stand close: no section where none is needed."""
+    names = [name.partition("/")[2] for name in comparison.metrics]
+    short = info.name.partition("/")[2]
+    scale = " x 100" if info.factor > 1 else ""
+    lower = " \N{DOWNWARDS ARROW}" if info.better == "lower" else ""
+    return f"{short if names.count(short) == 1 else info.name}{scale}{lower}"
 
 
 def _title(info: MetricInfo) -> str:
@@ -189,7 +249,7 @@ def _charts(comparison: Comparison, tags: set[str]) -> dict[str, dict[str, list[
 def _captions_table(samples: Sequence[SharedSample]) -> str:
     """Pictures in rows, cells in columns; the pictures themselves are among the images."""
     labels = [cell.label for cell, _ in samples[0].captions]
-    rows = [["", "true of it", *labels], ["---"] * (len(labels) + 2)]
+    rows = [["", "true of it", *map(_plain, labels)], ["---"] * (len(labels) + 2)]
     for number, shared in enumerate(samples):
         said = {cell.label: caption or "(nothing)" for cell, caption in shared.captions}
         true = "; ".join(shared.sample.references)
@@ -204,6 +264,7 @@ def _plain(text: str) -> str:
 
 @contextmanager
 def _writer(folder: Path) -> Iterator[SummaryWriter]:
+    # Its files have a new name each time: by that TensorBoard, while it runs, sees a new board.
     writer = SummaryWriter(str(folder))
     try:
         yield writer
