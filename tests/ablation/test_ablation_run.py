@@ -164,6 +164,16 @@ def test_two_processes_do_not_share_a_folder(ablation_file: Path, ablate: Ablate
         pass
 
 
+def test_a_folder_that_is_none_is_one_line(
+    ablation_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert main("ablate", ablation_file, "--folder", tmp_path / "taken") == 2
+    assert (
+        "taken: cannot be written (File exists); give another --folder" in capsys.readouterr().err
+    )
+
+
 def test_dry_run_prints_cells_costs_and_changes(
     ablation_file: Path, engine: Any, capsys: Any, monkeypatch: Any
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from fabricated_runs import cost, fabricate_ablation, fabricate_run
 from latentmodal.experiments.ablation.comparison import Comparison
+from latentmodal.experiments.ablation.curve_data import metric_points
 from latentmodal.experiments.ablation.records import cells_of, find_runs, read_run
 from latentmodal.experiments.ablation.summary import summarize
 from latentmodal.experiments.ablation.tables import csv_text, markdown
@@ -102,6 +103,40 @@ def test_one_seed_gives_no_verdict(tmp_path: Path) -> None:
         "one seed: how much of a difference is chance cannot be said; run more seeds",
     )
     assert headline(found).endswith("but with one seed nobody can say whether that is chance.")
+
+
+def test_cells_without_a_common_seed_are_not_called_alike(tmp_path: Path) -> None:
+    for seed in range(4):
+        plain_run(tmp_path / f"run{seed}", 0.1 if seed < 2 else 0.2, seed, {"acc": 0.1 * seed})
+    found = compared(tmp_path)
+    assert found.cells[1].findings["pairs/acc"].difference.verdict == "no common seed"
+    assert headline(found).endswith(
+        "but it shares no seed with the other cell, so there is no verdict."
+    )
+
+
+def test_budgets_that_are_not_known_are_not_called_unequal(tmp_path: Path) -> None:
+    for row, lr in enumerate((0.1, 0.2)):
+        (plain_run(tmp_path / f"run{row}", lr, 0, {"acc": 0.5}) / "cost.json").unlink()
+    assert "(budgets are not known): but with one seed" in headline(compared(tmp_path))
+
+
+def test_a_reference_may_be_given_by_any_value_of_a_recipe(tmp_path: Path) -> None:
+    home = tmp_path / "cells"
+    for value in ("false", "null", "true"):
+        run = plain_run(home / f"flip={value}" / "seed0", 0.1, 0, {"acc": 0.5})
+        cell = {"ablation": "flips", "seed": 0, "label": f"flip={value}", "axes": {"flip": value}}
+        (run / "cell.json").write_text(json.dumps(cell))
+    for value in ("null", "true"):
+        (tmp_path / "ablation.yaml").write_text(f"name: flips\nagainst: {{flip: {value}}}\n")
+        assert compared(tmp_path).reference == f"flip={value}"
+
+
+def test_a_broken_evaluation_on_the_way_is_named(tmp_path: Path) -> None:
+    run = plain_run(tmp_path / "a", 0.1, 0, {"acc": 0.5})
+    (run / "evaluations" / "step=00000100.json").write_text("{")
+    with pytest.raises(UserError, match=r"step=00000100\.json: is broken"):
+        metric_points(read_run(run), ["pairs/acc"])
 
 
 def test_metrics_default_to_what_every_run_has(tmp_path: Path) -> None:

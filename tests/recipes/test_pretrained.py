@@ -197,7 +197,7 @@ def test_nothing_there_or_nothing_safe(aligned: Train, trained: Train, tmp_path:
     convert_run(aligned(), tmp_path / "ours", "latentmodal")
     config = tmp_path / "ours" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 9}))
-    assert "format_version 9 is newer than 1" in start(tmp_path / "ours", "latentmodal")
+    assert "format_version 9.0.0 is newer than 1" in start(tmp_path / "ours", "latentmodal")
 
 
 def test_only_a_qformer_reads_foreign_files(source: Sources) -> None:

@@ -92,7 +92,8 @@ class Comparison:
         pairs: by metric, each cell against each before it.
         problems: runs that failed, are not finished or not evaluated.
         notes: what else a reader must know.
-        budget: what each cell was given, in words; None where cells were given different amounts.
+        budget: what each cell was given, in words; None where cells were given different amounts,
+            or where that is not known.
         differing: keys of the recipes that are not the same in all cells.
     """
 
@@ -110,6 +111,11 @@ class Comparison:
     def first(self) -> MetricInfo:
         """The metric that decides."""
         return next(iter(self.metrics.values()))
+
+    @property
+    def knows_costs(self) -> bool:
+        """Whether every cell that is compared says what it was given."""
+        return all(cell.steps is not None for cell in self.cells if cell.cell.usable)
 
     @property
     def seeds(self) -> list[int]:

@@ -201,6 +201,7 @@ class _StepMeter(pl.Callback):
         self.seconds: list[float] = []
         self.flops = 0
         self._since = 0.0
+        self._counts = False
         self._counter = FlopCounterMode(display=False)
         # Not every fused attention has a formula in every version; plain products do.
         self._plain_attention = sdpa_kernel(SDPBackend.MATH)
@@ -211,6 +212,7 @@ class _StepMeter(pl.Callback):
         if batch_idx == _WARM_UP + _TIMED:
             self._plain_attention.__enter__()
             self._counter.__enter__()
+            self._counts = True
         self._since = time.perf_counter()
 
     def on_train_batch_end(
@@ -220,8 +222,16 @@ class _StepMeter(pl.Callback):
             torch.cuda.synchronize()
         took = time.perf_counter() - self._since
         if batch_idx == _WARM_UP + _TIMED:
-            self._counter.__exit__(None, None, None)
-            self._plain_attention.__exit__(None, None, None)
+            self._stop_counting()
             self.flops = self._counter.get_total_flops()
         elif batch_idx >= _WARM_UP:
             self.seconds.append(took)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._stop_counting()  # the next cell is measured in this process, too
+
+    def _stop_counting(self) -> None:
+        if self._counts:
+            self._counter.__exit__(None, None, None)
+            self._plain_attention.__exit__(None, None, None)
+            self._counts = False

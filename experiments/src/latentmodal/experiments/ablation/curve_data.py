@@ -14,8 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from latentmodal.experiments.ablation.records import RunRecord
-from latentmodal.experiments.evaluation.report import EvalReport
+from latentmodal.experiments.ablation.records import RunRecord, read_report
 from latentmodal.experiments.training.run_folder import RunFolder
 
 Points = list[tuple[float, float]]
@@ -26,7 +25,11 @@ _SIZES: Final = {"images": 1, "audio": 1, "histograms": 1, "tensors": 1, "scalar
 
 
 def metric_points(run: RunRecord, metrics: Sequence[str]) -> dict[str, Points]:
-    """By metric, the values of the run's evaluations by step, the last one included."""
+    """By metric, the values of the run's evaluations by step, the last one included.
+
+    Raises:
+        UserError: an evaluation is broken.
+    """
     found: dict[str, dict[int, float]] = {metric: {} for metric in metrics}
     folder = RunFolder(run.path).evaluation_file(0).parent
     files = {
@@ -35,7 +38,8 @@ def metric_points(run: RunRecord, metrics: Sequence[str]) -> dict[str, Points]:
         if (match := re.fullmatch(r"step=(\d+)\.json", path.name))
     }
     for step, path in files.items():
-        sections = EvalReport.read_json(path).sections
+        report = read_report(path)
+        sections = {} if report is None else report.sections
         for metric in metrics:
             section, _, name = metric.partition("/")
             own = sections.get(section, {}).get(name)

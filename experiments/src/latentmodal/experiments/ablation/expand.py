@@ -92,6 +92,7 @@ def expand(config: AblationConfig) -> Plan:
     """
     plain = to_plain(load_recipe(config.base))
     cells = []
+    tasks: dict[str, None] = {}
     for label, coordinates, patch in patches(config):
         where = f"ablation {config.name}, cell {label}"
         try:
@@ -100,6 +101,7 @@ def expand(config: AblationConfig) -> Plan:
             message = str(error)
             raise UserError(message if where in message else f"{where}: {message}") from error
         resolved = to_plain(recipe)
+        tasks |= dict.fromkeys(recipe.evaluation.tasks)
         cells.append(
             PlannedCell(
                 label=label,
@@ -111,6 +113,7 @@ def expand(config: AblationConfig) -> Plan:
             )
         )
     _check_different(cells)
+    _check_metrics(config.metrics, list(tasks))
     shared = tuple(
         change for change in cells[0].changes if all(change in cell.changes for cell in cells)
     )
@@ -232,6 +235,17 @@ def _reference(config: AblationConfig, cells: Sequence[PlannedCell]) -> PlannedC
             f"against: fits {len(found)} cells; give a value of {', '.join(missing)}, too"
         )
     return found[0]
+
+
+def _check_metrics(metrics: Sequence[str], tasks: Sequence[str]) -> None:
+    """No cell would ever have a metric of a task that none evaluates."""
+    for metric in metrics:
+        task = metric.partition("/")[0]
+        if task not in tasks:
+            raise UserError(
+                f"metrics: '{metric}': no cell has a task {task} among evaluation.tasks; "
+                + (nearest(task, list(tasks)) if tasks else "add one")
+            )
 
 
 def _check_different(cells: Sequence[PlannedCell]) -> None:

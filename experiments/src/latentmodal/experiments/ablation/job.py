@@ -64,7 +64,10 @@ def fit(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Fill caches and measure costs; a cell that cannot be measured is noted, the others go on."""
+    """Fill caches and measure costs; a cell that cannot be measured is noted, the others go on.
+
+    So do those whose cache can be filled; whoever finds none says so by itself.
+    """
     from rich.console import Console
 
     from latentmodal.experiments.ablation.costs import CostFile, measure
@@ -81,9 +84,17 @@ def prepare(folder: Path) -> None:
         except Exception as error:
             log.exception("%s cannot be measured", label)
             costs.put(label, item["digest"], one_line(error))
+    failures = []
     for raw in todo["cache"]:
-        # What lies before the bridge is common to cells of different bridges.
-        cache_features(build_config(Recipe, raw), upto="encoder", console=Console(file=sys.stdout))
+        recipe = build_config(Recipe, raw)
+        try:
+            # What lies before the bridge is common to cells of different bridges.
+            cache_features(recipe, upto="encoder", console=Console(file=sys.stdout))
+        except Exception as error:
+            log.exception("the cache of %s cannot be filled", recipe.name)
+            failures.append(error)
+    if failures and len(failures) == len(todo["cache"]):
+        raise failures[0]
 
 
 def write_failure(folder: Path, reason: str) -> None:

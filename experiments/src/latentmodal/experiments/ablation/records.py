@@ -118,7 +118,7 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"{folder}: no run here (recipe.yaml is missing)")
     keys = _recipe_keys(run.recipe_file)
     failed, finished = _json(folder / FAILED_FILE), _json(run.finished_file)
-    report = _report(folder / "eval.json")
+    report = read_report(folder / "eval.json")
     step = report.context.get("step") if report else finished.get("step")
     try:
         seed = int(cell.get("seed", keys.get("seed", 0)))
@@ -279,7 +279,12 @@ def _recipe_keys(path: Path) -> dict[str, Any]:
     return flat
 
 
-def _report(path: Path) -> EvalReport | None:
+def read_report(path: Path) -> EvalReport | None:
+    """An evaluation; None where there is no such file.
+
+    Raises:
+        UserError: it is broken.
+    """
     if not path.is_file():
         return None
     try:

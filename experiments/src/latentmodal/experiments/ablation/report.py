@@ -137,7 +137,10 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     return [
         ("metric", comparison.first.name),
         ("reference", comparison.reference),
-        ("budget of each run", comparison.budget or "not equal"),
+        (
+            "budget of each run",
+            comparison.budget or ("not equal" if comparison.knows_costs else "not known"),
+        ),
         ("runs", f"{len(comparison.cells)} cells, {runs} runs compared, seeds {seeds}"),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -50,7 +51,9 @@ def ablate(config: AblationConfig, *, console: Console) -> list[Job]:
         engine = build_engine(config.workers, folder.path)
         jobs = folder.jobs(config, plan.cells)
         # Before anything runs: from here on the folder is this ablation's.
-        write_text_atomically(folder.file, config.to_yaml())
+        # The reference by name, also where it is the first cell: compare sorts cells anew.
+        kept = dataclasses.replace(config, against=dict(plan.reference.axes))
+        write_text_atomically(folder.file, kept.to_yaml())
         steps = _steps(plan, config, folder, engine, console)
         folder.check_runs(jobs, steps)
         pending = _pending(jobs, steps, folder)

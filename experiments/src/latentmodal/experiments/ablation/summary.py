@@ -24,6 +24,7 @@ from latentmodal.experiments.ablation.records import (
     differing_keys,
     find_runs,
     read_run,
+    shown_value,
 )
 from latentmodal.experiments.ablation.statistics import (
     Difference,
@@ -67,8 +68,8 @@ def compare_runs(
         from latentmodal.experiments.ablation.report import write_report
         from latentmodal.experiments.ablation.tensorboard import write_board
 
+        write_board(comparison, board or out / "tensorboard")  # refuses before anything is written
         write_report(comparison, out)
-        write_board(comparison, board or out / "tensorboard")
     return comparison
 
 
@@ -193,7 +194,7 @@ def _reference(cells: Sequence[Cell], against: str | None, coordinates: Any) -> 
             raise UserError(f"cell '{against}': there is none; {nearest(against, labels)}")
         return against
     if isinstance(coordinates, dict) and coordinates:
-        wanted = {str(axis): str(value) for axis, value in coordinates.items()}
+        wanted = {str(axis): shown_value(value) for axis, value in coordinates.items()}
         for cell in cells:
             if wanted.items() <= cell.axes.items():
                 return cell.label

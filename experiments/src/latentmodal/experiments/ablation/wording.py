@@ -68,7 +68,8 @@ def headline(comparison: Comparison) -> str:
     if not ranked:
         return f"No cell has a value of {info.name}."
     best = ranked[0]
-    budget = f" at {comparison.budget} each" if comparison.budget else " at unequal budgets"
+    unequal = " at unequal budgets" if comparison.knows_costs else " (budgets are not known)"
+    budget = f" at {comparison.budget} each" if comparison.budget else unequal
     most = "lowest" if info.better == "lower" else "highest"
     return (
         f"{best.label} has the {most} {info.name}, {shown_mean(best, info)}{budget}: "
@@ -87,10 +88,12 @@ def _against_others(comparison: Comparison, best: CellSummary) -> str:
         return "but with one seed nobody can say whether that is chance."
     level = [label for label, verdict in verdicts.items() if verdict == "not distinguishable"]
     behind = [label for label, own in verdicts.items() if own in ("better", "worse", "different")]
-    if not level and len(behind) == len(others):
+    if len(behind) == len(others):
         return f"a real difference to {_every(len(others))}."
-    if not behind:
+    if len(level) == len(others):
         return f"but it is not distinguishable from {_every(len(others))}."
+    if not behind and not level:
+        return f"but it shares no seed with {_every(len(others))}, so there is no verdict."
     named = ", ".join(level[:3]) + (f" and {len(level) - 3} more" if len(level) > 3 else "")
     return (
         f"a real difference to {len(behind)} of {len(others)} other cells, "
