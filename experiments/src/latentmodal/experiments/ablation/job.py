@@ -7,16 +7,16 @@ What goes wrong is left in FOLDER/failed.json. The process ends with the one tha
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from latentmodal.experiments.orphans import adopted, end_with_parent
 
 # Nothing slow is imported here: the process first sees to it that it cannot be left behind.
 log = logging.getLogger(__name__)
@@ -24,12 +24,11 @@ log = logging.getLogger(__name__)
 PARENT = "LATENTMODAL_PARENT"
 """Variable of the environment: the process to end with."""
 PREPARE_FILE = "prepare.json"
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Do one job; exit code 1 where it failed."""
-    _end_with_parent()
+    _end_with_ablation()
     kind, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     import torch
@@ -117,19 +116,18 @@ def one_line(error: BaseException) -> str:
 def _only_writer(folder: Path) -> Iterator[None]:
     """Wait for a job that still writes here, such as one submitted before its ablation was killed.
 
-    The system lets go of the lock when that process ends, however it does.
+    The system lets go of the lock when that process ends, however it does; and it is not
+    inherited, so a data loader's worker that is left over does not hold it.
     """
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
 
 
-def _end_with_parent() -> None:
-    """Have the system kill this process when its parent dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end_with_ablation() -> None:
+    end_with_parent()
     parent = os.environ.pop(PARENT, None)
-    if parent is not None and os.getppid() != int(parent):  # it died before the line above
+    if parent is not None and adopted(int(parent)):
         sys.exit(1)
 
 

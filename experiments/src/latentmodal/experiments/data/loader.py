@@ -27,6 +27,7 @@ from latentmodal.experiments.data.stream import (
     deals_samples,
 )
 from latentmodal.experiments.errors import UserError
+from latentmodal.experiments.orphans import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class TrainLoader:
             ),
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             prefetch_factor=config.prefetch if config.workers else None,
+            worker_init_fn=end_with_parent,
             # Its own generator: torch's loader draws a number whenever it starts.
             generator=torch.Generator(),
         )
@@ -219,6 +221,7 @@ class EvalLoader:
             collate_fn=Collate(text_transform, prompt_transform, config.match),
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             prefetch_factor=config.prefetch if config.workers else None,
+            worker_init_fn=end_with_parent,
             persistent_workers=config.workers > 0,
             generator=torch.Generator(),
         )
