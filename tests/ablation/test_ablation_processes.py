@@ -51,10 +51,20 @@ def one_cell(ablation_file: Path) -> Path:
     return ablation_file
 
 
+def heed_ctrl_c() -> None:
+    """A shell has what it starts in the background ignore it, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def begin(file: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "latentmodal.experiments.cli", "ablate", str(file)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
 
 

@@ -297,9 +297,29 @@ def test_input_positions_tell_features_apart() -> None:
     torch.testing.assert_close(bare(outside), inside)
 
 
+def test_positions_that_start_as_waves_say_how_near_tokens_are() -> None:
+    waves = SMALL | {"in_dim": 32, "num_input_positions": 36, "input_position_init": "sincos"}
+    bridge = QFormerConfig(**waves).build()
+    assert bridge.input_positions is not None and bridge.input_positions.requires_grad
+    places_ND = bridge.input_positions.detach()[0]
+    # As strong as a normed feature: sine and cosine of an angle have squares that sum to one.
+    torch.testing.assert_close(places_ND.pow(2).mean(1), torch.full((36,), 0.5))
+    alike = (places_ND @ places_ND.T / places_ND.pow(2).sum(1)).view(6, 6, 6, 6)
+    assert alike.flatten(2).flatten(0, 1).fill_diagonal_(0).max() < 0.95
+    assert alike[2, 2, 2, 3] == pytest.approx(alike[2, 2, 3, 2])
+    assert alike[2, 2, 2, 3] > alike[2, 2, 2, 4] > alike[2, 2, 4, 4]
+    start = places_ND.clone()
+    bridge.reset_parameters()
+    assert torch.equal(start, bridge.input_positions[0])
+    for shape in ({"num_input_positions": 35}, {"in_dim": 6}):
+        with pytest.raises(ValueError, match="wants a square of tokens, and a width that divides"):
+            QFormerConfig(**waves | shape).build()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"input_position_init": "cosine"}, "'cosine' is unknown; choose normal or sincos"),
         ({"heads": 3}, "width=8 does not divide into heads=3"),
         ({"num_queries": 0}, "num_queries is 0; it must be a whole number of at least 1"),
         ({"vocab_size": -1}, "vocab_size is -1"),

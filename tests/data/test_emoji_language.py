@@ -144,6 +144,21 @@ def test_swapped_captions_are_false_and_differ_in_one_respect(
     assert pairs > 80
 
 
+def test_a_pair_told_from_either_side_is_one_fact(samples: list[dict[str, Any]]) -> None:
+    turned, order = {}, set()
+    for sample in samples:
+        canonical, fact = sample["captions"][0], sample["fact"]
+        if sample["negatives"]["noun_swap"] is None:
+            assert fact == canonical
+            continue
+        assert related(fact, sample)
+        assert fact in sample["captions"][:2]
+        assert fact not in sample["negatives"].values()
+        order.add(fact == canonical)
+        assert turned.setdefault(frozenset(sample["captions"][:2]), fact) == fact
+    assert order == {True, False}
+
+
 def test_descriptions_are_three_to_six_true_sentences(samples: list[dict[str, Any]]) -> None:
     for sample in samples:
         sentences = re.findall(r"[^.]+\.", sample["description"])

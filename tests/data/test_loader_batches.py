@@ -91,6 +91,32 @@ def test_texts_of_the_same_image_can_be_positives_of_one_another(to_pixels, enco
     assert same.sum() == 6 and batch.image_ids_B.dtype == torch.int64
 
 
+def test_texts_of_the_same_fact_can_be_positives_however_worded(to_pixels, encode_image, tmp_path):
+    image = encode_image((1, 2, 3))
+    told = [  # the last two state no fact, so their captions stand for it
+        ("a cat above a dog", "cat above dog"),
+        ("a dog below a cat", "cat above dog"),
+        ("a dog above a cat", "dog above cat"),
+        ("a cat", None),
+        ("a cat", None),
+    ]
+    samples = (
+        {
+            "__key__": str(i),
+            "png": image,
+            "json": {"captions": [text]} | ({"fact": fact} if fact else {}),
+        }
+        for i, (text, fact) in enumerate(told)
+    )
+    batch = next(
+        iter(_train(write_shards(samples, tmp_path), to_pixels, batch_size=5, match="fact"))
+    )
+    same = batch.image_ids_B[:, None] == batch.text_ids_M[None, :]
+    facts = [told[int(key)][1] or told[int(key)][0] for key in batch.keys]
+    assert same.tolist() == [[a == b for b in facts] for a in facts]
+    assert same.sum() == 4 + 1 + 4
+
+
 def test_text_tokens_are_counted_without_padding(tmp_path, encode_image, to_pixels):
     texts = ["ab", "abc", "abcdefgh", "a"]
     image = encode_image((1, 2, 3))

@@ -79,7 +79,7 @@ def test_the_card_says_what_it_is_and_what_was_measured(runs: Path) -> None:
         f"/llm`, width {LLM_WIDTH}",
         "`emoji: tiny train`",
         "2 steps of 4",
-        "format of these files | 1.1.0",
+        "format of these files | 1.2.0",
         "# license: yours to choose",
     ):
         assert fact in card, fact

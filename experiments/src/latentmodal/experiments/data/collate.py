@@ -134,6 +134,9 @@ class Collate:
             # A name that includes its data set: plain numbers of two sets would collide.
             images = [str(sample.meta.get("image_id", sample.key)) for sample in samples]
             image_ids_B = text_ids_M = torch.tensor([derive_seed(name) for name in images])
+        elif self.match == "fact":
+            facts = [str(sample.meta.get("fact", sample.caption)) for sample in samples]
+            image_ids_B = text_ids_M = torch.tensor([derive_seed(fact) for fact in facts])
         tokens = self._tokens(texts)
         features = [sample.features for sample in samples if sample.features is not None]
         return Batch(

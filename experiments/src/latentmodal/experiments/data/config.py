@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 CAPTION_CHOICES = ("first", "random")
 CLEAN_CHOICES = ("none", "blip")
-MATCH_CHOICES = ("row", "caption", "image")
+MATCH_CHOICES = ("row", "caption", "image", "fact")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ class LoaderConfig:
             None always decodes in full.
         match: which texts are positives of an image: its own ``row``, every text of the global
             batch that equals its ``caption`` word for word, or every text of the same ``image``
-            (by ``image_id`` in its json, else by key).
+            (by ``image_id`` in its json, else by key), or every text whose picture shows the same
+            ``fact`` (by ``fact`` in its json, else by caption), however it is worded.
         clean: ``blip`` rewrites captions and questions as BLIP and BLIP-2 do: lower case, most
             marks gone, at most 50 words; ``none`` leaves them. Evaluation rewrites what the model
             is to read likewise, and leaves answers and the references of caption metrics alone.
@@ -112,7 +113,7 @@ class LoaderConfig:
         if self.clean not in CLEAN_CHOICES:
             raise ValueError(f"clean={self.clean!r} is unknown; choose none or blip")
         if self.match not in MATCH_CHOICES:
-            raise ValueError(f"match={self.match!r} is unknown; choose row, caption or image")
+            raise ValueError(f"match={self.match!r} is unknown; choose row, caption, image or fact")
         if self.captions_per_image > 1 and self.match != "row":
             raise ValueError(
                 f"captions_per_image={self.captions_per_image} makes the texts of an image its "

@@ -2,7 +2,7 @@
 
 A saved component is a folder with two files and no pickle in it:
 
-    config.json        {"format_version": "1.1.0", "bridge": "linear", "in_dim": 768, ...}
+    config.json        {"format_version": "1.2.0", "bridge": "linear", "in_dim": 768, ...}
     model.safetensors  the state dict
 """
 

@@ -5,12 +5,12 @@ MINOR: bridges or optional fields are new; whoever leaves them out is read as be
 PATCH: nothing that a reader would notice.
 
 History: 1.0.0 was written as the number 1. 1.1.0 added average_pool, resampler, c_abstractor and
-identity.
+identity; 1.2.0 the Q-Former's input_position_init.
 """
 
 import re
 
-FORMAT_VERSION = "1.1.0"
+FORMAT_VERSION = "1.2.0"
 
 _SHAPE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from latentmodal.bridges.bridge import Bridge, BridgeConfig
@@ -124,6 +125,29 @@ def require_shape(features_BND: Tensor, num_input_tokens: int, in_dim: int) -> N
             f"num_input_tokens={num_input_tokens}, in_dim={in_dim}); set both fields to what the "
             "encoder gives"
         )
+
+
+def sincos_grid(num_tokens: int, width: int) -> Tensor:
+    """Positions (N, D) of a square raster: sine and cosine of its row and of its column.
+
+    Frequencies rise from half a turn over the whole side to half a turn over two tokens, so that
+    even few tokens differ clearly; Vaswani et al. 2017 (arXiv 1706.03762), in two dimensions.
+
+    Raises:
+        ValueError: the tokens are no square, or the width does not divide by 4.
+    """
+    side = math.isqrt(num_tokens)
+    if side * side != num_tokens or width % 4:
+        raise ValueError(
+            f"positions of {num_tokens} tokens of width {width}: sincos wants a square of tokens, "
+            "and a width that divides by 4"
+        )
+    # S places along a side, E = D / 2.
+    steps = torch.linspace(math.log(1 / side), math.log(0.5), width // 4).exp() * math.pi
+    angles = torch.arange(side)[:, None] * steps
+    wave_SE = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows_SSE = wave_SE[:, None].expand(side, side, -1)
+    return torch.cat([rows_SSE, rows_SSE.transpose(0, 1)], dim=-1).flatten(0, 1)
 
 
 def blank(tokens_BND: Tensor, mask_BN: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from latentmodal.bridges.bridge import Bridge, BridgeConfig, OutputWidth
 from latentmodal.bridges.component import require_positive_int
+from latentmodal.bridges.grid import sincos_grid
 from latentmodal.bridges.qformer_layers import (
     NORM_EPS,
     CaptionHead,
@@ -65,6 +66,9 @@ class QFormerConfig(BridgeConfig):
     """A LayerNorm over the features, BLIP-2's `ln_vision`."""
     num_input_positions: int | None = None
     """Learned positions added to this many feature tokens, for encoders whose tokens carry none."""
+    input_position_init: str = "normal"
+    """Where they start: `normal` (as weak as `init_std`), or `sincos` (as strong as the normed
+    features, a square grid: neighbours alike), which learns sooner what is where."""
     init_std: float = 0.02
     """Of all weight matrices and embeddings; BERT's, which a much narrower Q-Former may raise."""
     captioning: bool = True
@@ -80,6 +84,9 @@ class QFormerConfig(BridgeConfig):
                 require_positive_int(self, field)
         if self.width % self.heads:
             raise ValueError(f"width={self.width} does not divide into heads={self.heads}")
+        start = self.input_position_init
+        if start not in ("normal", "sincos"):
+            raise ValueError(f"input_position_init={start!r} is unknown; choose normal or sincos")
         if self.init_std <= 0:
             raise ValueError(f"init_std is {self.init_std}; it must be above 0")
         if not 0 <= self.dropout < 1:
@@ -183,7 +190,10 @@ class QFormer(Bridge):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.queries, std=std)
         if self.input_positions is not None:
-            nn.init.normal_(self.input_positions, std=std)
+            if self.config.input_position_init == "sincos":
+                self.input_positions.copy_(sincos_grid(*self.input_positions.shape[1:]))
+            else:
+                nn.init.normal_(self.input_positions, std=std)
 
     @property
     def decode_id(self) -> int:

@@ -12,7 +12,8 @@ from latentmodal.experiments.data.emoji.drawings import Entry, read_entries
 _CLOCK_FACES: Final = ("o'clock", "-thirty")
 _LARGE_UNSEEN: Final = 60
 
-Selection = Literal["tiny", "default", "large"]
+Selection = Literal["eight", "tiny", "default", "large"]
+_FEW: Final = {"eight": 8, "tiny": 12}
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,17 @@ def concrete_things() -> tuple[Thing, ...]:
 def select_things(selection: Selection) -> tuple[tuple[Thing, ...], tuple[Thing, ...]]:
     """(known things, unseen things) of a selection; the same on every machine.
 
-    ``default`` is 150 + 20 chosen by eye. ``tiny`` takes 12 + 4 of them, spread over the kinds.
+    ``default`` is 150 + 20 chosen by eye. ``tiny`` takes 12 + 4 of them, spread over the kinds, and
+    ``eight`` the first 8 + 4 of those.
     ``large`` is everything concrete, of which the 20 and 40 more drawn by lot are unseen.
     """
     by_name = {thing.name: thing for thing in concrete_things()}
     default = [name for names in vocabulary.DEFAULT_THINGS.values() for name in names]
     unseen = list(vocabulary.UNSEEN_THINGS)
-    if selection == "tiny":
+    if selection in _FEW:
         # One of each shelf in turn, so that even a dozen things are of many kinds.
         rounds = zip_longest(*vocabulary.DEFAULT_THINGS.values())
-        known = [name for each in rounds for name in each if name is not None][:12]
+        known = [name for each in rounds for name in each if name is not None][: _FEW[selection]]
         unseen = unseen[:4]
     elif selection == "default":
         known = default

@@ -19,7 +19,7 @@ from latentmodal.experiments.data.emoji.facts import (
     where,
 )
 from latentmodal.experiments.data.emoji.questions import questions
-from latentmodal.experiments.data.emoji.scenes import INVERSE, Picture, Seen, relation
+from latentmodal.experiments.data.emoji.scenes import INVERSE, Picture, Relation, Seen, relation
 
 # Zero-shot templates: sentences of the shapes that training captions of single objects have.
 TEMPLATES: Final = ("{}", "a picture of {}", "a drawing of {}")
@@ -47,8 +47,8 @@ def captions(picture: Picture, rng: random.Random) -> list[str]:
     """
     groups = group_objects(picture)
     ground = f"on a {picture.background} background"
-    if len(picture.objects) == 2 and len(groups) == 2:
-        return _pair_captions(picture, groups, ground, rng)
+    if pair := _pair(picture):
+        return _pair_captions(*pair, ground, rng)
     shuffled = rng.sample(groups, len(groups))
     plain = listing(groups)
     coloured = listing(shuffled, with_colour=True)
@@ -67,12 +67,18 @@ def captions(picture: Picture, rng: random.Random) -> list[str]:
     return _distinct([plain, *rng.sample(others, min(4, len(others)))])
 
 
-def _pair_captions(
-    picture: Picture, groups: list[Group], ground: str, rng: random.Random
-) -> list[str]:
+def _pair(picture: Picture) -> tuple[Group, Relation, Group] | None:
+    """The two things of a pair and what the first is to the second; None for other scenes."""
+    groups = group_objects(picture)
+    if len(picture.objects) != 2 or len(groups) != 2:
+        return None
     a, b = groups
     how = relation(a.members[0].box, b.members[0].box, picture.size)
     assert how is not None, "two things always stand in a clear relation"
+    return a, how, b
+
+
+def _pair_captions(a: Group, how: Relation, b: Group, ground: str, rng: random.Random) -> list[str]:
     said = f"{a.phrase()} {how} {b.phrase()}"
     turned = f"{b.phrase()} {INVERSE[how]} {a.phrase()}"
     coloured = f"{a.phrase(with_colour=True)} {how} {b.phrase(with_colour=True)}"
@@ -80,7 +86,7 @@ def _pair_captions(
     others = [
         f"{rng.choice((said, turned))} {ground}",
         f"there {verb} {a.phrase()} {how} {b.phrase()}",
-        f"a {rng.choice(('picture', 'drawing'))} of {listing(rng.sample(groups, 2))}",
+        f"a {rng.choice(('picture', 'drawing'))} of {listing(rng.sample([a, b], 2))}",
     ]
     chosen = [said, turned, *rng.sample(others, 2)]
     return _distinct([*chosen, coloured] if coloured != said else chosen)
@@ -100,16 +106,27 @@ def negatives(picture: Picture) -> dict[str, str | None]:
 
     Both are None for scenes whose canonical caption states no relation.
     """
-    groups = group_objects(picture)
-    if len(picture.objects) != 2 or len(groups) != 2:
+    pair = _pair(picture)
+    if pair is None:
         return {"relation_swap": None, "noun_swap": None}
-    a, b = groups
-    how = relation(a.members[0].box, b.members[0].box, picture.size)
-    assert how is not None, "two things always stand in a clear relation"
+    a, how, b = pair
     return {
         "relation_swap": f"{a.phrase()} {INVERSE[how]} {b.phrase()}",
         "noun_swap": f"{b.phrase()} {how} {a.phrase()}",
     }
+
+
+def fact(picture: Picture) -> str:
+    """What the canonical caption says, in the same words for every picture it is true of.
+
+    A pair may be told from either side ("a above b", "b below a"): two sentences, one fact.
+    """
+    pair = _pair(picture)
+    if pair is None:
+        return listing(group_objects(picture))
+    a, how, b = pair
+    said = f"{a.phrase()} {how} {b.phrase()}"
+    return min(said, f"{b.phrase()} {INVERSE[how]} {a.phrase()}")
 
 
 def _sentence(text: str) -> str:
@@ -169,6 +186,7 @@ def annotate(
     """The JSON that goes beside a picture."""
     return {
         "captions": captions(picture, rng),
+        "fact": fact(picture),
         "description": description(picture),
         "objects": [
             {
