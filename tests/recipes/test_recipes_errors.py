@@ -175,7 +175,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, override: str, message: st
         ("stage1_emoji", "system.bridge.num_queries=0", "system.bridge", "at least 1"),
         ("stage1_emoji", "system.image_encoder.name=runs", "system.image_encoder.name", "'run'?"),
         ("stage1_emoji", "system.image_encoder.path=null", "system.image_encoder.path", "missing"),
-        ("stage1_emoji", "data.loader.match=key", "data.loader", "choose row, caption, image or fact"),
+        ("stage1_emoji", "data.loader.match=key", "data.loader", "choose row, caption, image"),
         ("stage1_emoji", "data.loader.clean=lavis", "data.loader", "choose none or blip"),
         ("stage1_emoji", "data.loader.captions_per_image=2", "data.loader", "leave match at row"),
         ("stage1_emoji", "data.augment.scale=[0,1]", "data.augment", "0 < low <= high <= 1"),
