@@ -118,6 +118,8 @@ def test_the_resolved_file_reads_back(write: Path, tmp_path: Path) -> None:
         (["budget={steps: 3, tokens: 4}"], r"budget: steps and tokens given; give exactly one"),
         (["budget.steps=0"], r"budget: steps is 0; it must be above 0"),
         (["budget.steps=many"], r"budget.steps: .*many"),
+        (["seeds=3"], r"seeds: expected a list, got 3: write \[3\]"),
+        (["metrics=a/b"], r"metrics: expected a list, got 'a/b': write \[a/b\]"),
         (["seeds=[]"], r"seeds: \[\]; give at least one"),
         (["seeds=[1,1]"], r"seeds: \[1, 1\]; give at least one, each once"),
         (["metrics=[recall]"], r"metrics: 'recall' names no metric; write section/metric"),
@@ -159,3 +161,8 @@ def test_shipped_ablations_are_found_and_are_no_recipes(name: str) -> None:
     assert not [recipe for recipe in shipped_recipes() if "ablation" in recipe]
     with pytest.raises(UserError, match=f"did you mean '{name}'"):
         find_ablation(f"{name}x")
+
+
+def test_a_recipe_is_no_ablation() -> None:
+    with pytest.raises(UserError, match=r"^'clip/emoji' is a recipe: .* says `base: clip/emoji`"):
+        find_ablation("clip/emoji")

@@ -163,6 +163,9 @@ def test_unknown_names_get_a_hint(tmp_path: Path, options: dict[str, object], me
 def test_folders_without_a_comparable_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         find_runs([tmp_path / "absent"])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: is a file; give folders of runs"):
+        find_runs([tmp_path / "file"])
     with pytest.raises(UserError, match="holds no run"):
         find_runs([tmp_path])
     run = plain_run(tmp_path / "a", 0.1, 0, {"acc": 0.5})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -123,6 +123,11 @@ def build_config(schema: type[T], raw: Mapping[str, Any], key: str = "") -> T:
     return _instantiate(schema, flat, nested, key)
 
 
+def _is_list(hint: Any) -> bool:
+    """Whether a list may be given, or None and a list."""
+    return any(get_origin(each) in (list, tuple) for each in (hint, *get_args(hint)))
+
+
 def _build_component(field: dataclasses.Field[Any], value: Any, path: str) -> Any:
     table, many = field.metadata["table"], field.metadata.get("many")
     if many == "list":
@@ -166,8 +171,11 @@ def _instantiate(schema: type[T], flat: dict[str, Any], nested: dict[str, Any], 
         )
         values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        where = f"{key}{error.full_key}" if error.full_key else key.rstrip(".")
-        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+        name = error.full_key or ""
+        what = str(error).splitlines()[0]
+        if name in flat and _is_list(hints[name]) and not isinstance(flat[name], list | tuple):
+            what = f"expected a list, got {flat[name]!r}: write [{flat[name]}]"
+        raise ValueError(f"{f'{key}{name}' if name else key.rstrip('.')}: {what}") from error
     assert isinstance(values, dict)
     arguments = {**{str(k): _frozen(v) for k, v in values.items()}, **empty, **nested}
     # OmegaConf's "???" stands for a value still to be given.

@@ -21,6 +21,7 @@ from latentmodal.experiments.recipe import (
     override_layer,
     read_yaml,
     recipes_dir,
+    shipped_recipes,
     to_plain,
 )
 from latentmodal.experiments.training.config import check_choice, check_positive
@@ -175,6 +176,10 @@ def find_ablation(name: str) -> Path:
     for path in (Path(name), recipes_dir() / ABLATIONS / f"{short}.yaml"):
         if path.is_file():
             return path
+    if name in shipped_recipes():
+        raise UserError(
+            f"'{name}' is a recipe: an ablation file says `base: {name}` and what to vary"
+        )
     raise UserError(
         f"ablation '{name}': no such file or shipped ablation; {nearest(name, shipped_ablations())}"
     )

@@ -97,7 +97,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path}: no such folder; give folders of runs, or folders above them")
+            what = "is a file" if path.exists() else "no such folder"
+            raise UserError(f"{path}: {what}; give folders of runs, or folders above them")
         below = list(_runs_below(path))
         if not below:
             raise UserError(f"{path}: holds no run (no recipe.yaml here or below)")
@@ -287,10 +288,7 @@ def read_report(path: Path) -> EvalReport | None:
     """
     if not path.is_file():
         return None
-    try:
-        return EvalReport.read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is broken ({error}); run latentmodal eval again") from error
+    return EvalReport.read_json(path)
 
 
 def _json(path: Path) -> dict[str, Any]:

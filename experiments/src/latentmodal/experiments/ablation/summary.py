@@ -16,6 +16,7 @@ from latentmodal.experiments.ablation.comparison import (
     MetricInfo,
     Problem,
 )
+from latentmodal.experiments.ablation.config import MEASURES
 from latentmodal.experiments.ablation.directions import better_values
 from latentmodal.experiments.ablation.records import (
     Cell,
@@ -35,8 +36,6 @@ from latentmodal.experiments.ablation.statistics import (
 from latentmodal.experiments.choose import nearest
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation.report import Metric
-
-_MEASURES = ("steps", "samples", "tokens", "seconds", "flops")
 
 
 def compare_runs(
@@ -208,7 +207,7 @@ def _name(records: Iterable[RunRecord]) -> str:
 def _budget(plan: Any, cells: Sequence[CellSummary]) -> str | None:
     """What each cell was given: by the ablation's file, or what proved equal."""
     if isinstance(plan, dict):
-        given = [(name, plan[name]) for name in _MEASURES if plan.get(name) is not None]
+        given = [(name, plan[name]) for name in MEASURES if plan.get(name) is not None]
         if given:
             name, amount = given[0]
             unit = {"flops": "FLOPs", "seconds": "seconds of computing"}.get(name, name)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import pvariance
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -73,9 +73,17 @@ class EvalReport:
         """Read what `write_json` wrote.
 
         Raises:
-            UserError: the file is of another format.
+            UserError: the file is of another format, or broken.
         """
-        payload = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return cls._read(path, json.loads(path.read_text(encoding="utf-8")))
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: is broken ({error}); run latentmodal eval again") from error
+
+    @classmethod
+    def _read(cls, path: Path, payload: dict[str, Any]) -> "EvalReport":
         if payload.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"{path}: format_version is {payload.get('format_version')}, this version reads "

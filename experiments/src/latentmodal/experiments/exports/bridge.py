@@ -45,8 +45,12 @@ def export_bridge(source: Path, target: Path | None = None) -> Path:
     bridge = getattr(system.model, "bridge", None)
     if not isinstance(bridge, Bridge):
         raise UserError(
-            f"{source}: {type(system).__name__} trains no bridge; two towers and their head go by "
-            "latentmodal convert"
+            f"{source}: {type(system).__name__} trains no bridge; "
+            + (
+                "two towers and their head go by latentmodal convert"
+                if hasattr(system.model, "head")
+                else "give a run that trains one"
+            )
         )
     step = step_of(checkpoint)
     card = bridge_card(folder.resolve().name, recipe, system.model, step, _report(run, step))

@@ -24,6 +24,7 @@ from latentmodal.bridges import hub
 from latentmodal.bridges.format_version import FORMAT_VERSION, check_version
 from latentmodal.bridges.saved_files import (
     check_tensors,
+    first_line,
     fits,
     in_words,
     read_json_object,
@@ -173,7 +174,7 @@ def load_component(
         with torch.device("meta"):
             module = config.build()
     except (ValueError, TypeError, RuntimeError) as error:  # of sizes beyond all measure, too
-        raise ValueError(f"{config_path}: {_first_line(error)}") from error
+        raise ValueError(f"{config_path}: {first_line(error)}") from error
     tensors = read_tensors(weights_path)
     check_tensors(weights_path, module.state_dict(), tensors)
     module.load_state_dict(tensors, assign=True)
@@ -221,10 +222,6 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
             "(torch.distributed.checkpoint.state_dict gathers them with full_state_dict=True)"
         )
     return tensor.contiguous()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+from latentmodal.bridges.saved_files import first_line
+
 SCHEME = "hf://"
 
 _ADDRESS = re.compile(
@@ -36,7 +38,7 @@ def download(address: str, files: list[str]) -> Path:
     try:
         return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=files))
     except Exception as error:  # its transport has errors of its own, which are no OSError
-        raise ValueError(f"{address}: cannot be fetched ({_first_line(error)})") from error
+        raise ValueError(f"{address}: cannot be fetched ({first_line(error)})") from error
 
 
 def upload(folder: str | os.PathLike[str], address: str, *, private: bool, message: str) -> str:
@@ -59,7 +61,7 @@ def upload(folder: str | os.PathLike[str], address: str, *, private: bool, messa
             repo_id=repo, folder_path=folder, revision=revision, commit_message=message
         )
     except Exception as error:
-        raise ValueError(f"{address}: cannot be written ({_first_line(error)})") from error
+        raise ValueError(f"{address}: cannot be written ({first_line(error)})") from error
     return str(commit.commit_url)
 
 
@@ -83,7 +85,3 @@ def _hub(address: str) -> ModuleType:
             f"{address}: needs huggingface_hub; pip install huggingface_hub, or give a folder"
         ) from error
     return huggingface_hub
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -121,3 +121,8 @@ def _check_place(path: Path) -> None:
 def _few(problems: list[str], most: int = 4) -> str:
     more = [f"and {len(problems) - most} more"] if len(problems) > most else []
     return "; ".join(problems[:most] + more)
+
+
+def first_line(error: Exception) -> str:
+    """What it says, or its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
