@@ -136,28 +136,29 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "evaluation.tasks.swapped_by_itm": "absent",
         "evaluation.tasks.unseen_pairs_itm": "absent",
     },
-    "blip2/stage1_emoji_few": {
+    "blip2/stage1_emoji_pairs": {
+        "system.bridge.input_position_init": "sincos",
         "data.train": [
             {
                 "name": "emoji",
-                "preset": "few",
+                "preset": "pairs",
                 "seed": 0,
                 "split": "train",
                 "weight": 1.0,
-                "caption": "random",
+                "caption": "first",
             }
         ],
-        "evaluation.tasks.unseen_pairs.source.preset": "few",
-        "evaluation.tasks.unseen_pairs_itm.source.preset": "few",
-        "evaluation.tasks.swapped_by_itc.source.preset": "few",
-        "evaluation.tasks.swapped_by_itm.source.preset": "few",
-        "evaluation.tasks.swapped_by_itg.source.preset": "few",
+        "data.loader.match": "fact",
+        "trainer.max_steps": 2000,
+        "trainer.eval_every": 250,
+        "evaluation.tasks.unseen_pairs": "absent",
+        "evaluation.tasks.unseen_pairs_itm": "absent",
         **{
-            f"evaluation.tasks.swapped_by_{by}.source.split": "arrangements"
-            for by in ("itc", "itm", "itg")
+            f"evaluation.tasks.{task}.source.{key}": value
+            for task in ("swapped_by_itc", "swapped_by_itm", "swapped_by_itg", "captions")
+            for key, value in (("preset", "pairs"), ("split", "arrangements"))
         },
-        "evaluation.tasks.captions.source.preset": "few",
-        "evaluation.tasks.captions.baseline.preset": "few",
+        "evaluation.tasks.captions.baseline.preset": "pairs",
     },
     "blip2/stage2_emoji_quick": {
         "system.llm.model": "runs/lm-emoji/seed0/llm",
@@ -165,6 +166,22 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "data.loader.batch_size": 64,
         "trainer.max_steps": 400,
         "trainer.eval_every": 400,
+    },
+    "blip2/stage2_emoji_pairs": {
+        "system.pretrained.path": "runs/blip2-stage1_emoji_pairs/seed0",
+        "data.train": [
+            {
+                "name": "emoji",
+                "preset": "pairs",
+                "seed": 0,
+                "split": "train",
+                "weight": 1.0,
+                "caption": "first",
+            }
+        ],
+        "evaluation.tasks.unseen_pairs.source.preset": "pairs",
+        "evaluation.tasks.unseen_pairs.source.split": "arrangements",
+        "evaluation.tasks.unseen_pairs.baseline.preset": "pairs",
     },
 }
 
