@@ -24,6 +24,8 @@ TRAINABLE = {
     "minigpt4/llava_mlp": 1024 * 4096 + 4096 + 4096 * 4096 + 4096,
     "minigpt4/stage1_emoji": 4 * 256 * 576 + 576,
     "minigpt4/stage2_emoji": 4 * 256 * 576 + 576,
+    "minigpt4/stage1_emoji_pairs": 4 * 256 * 576 + 576,
+    "minigpt4/stage2_emoji_pairs": 4 * 256 * 576 + 576,
 }
 TOKENS = {
     "minigpt4/stage1_vicuna7b": 32,
@@ -113,6 +115,17 @@ def test_differs_from_its_base_in_these_keys_only(
     name: str, differs: dict[str, Any], changes: Callable[[str], dict[str, Any]]
 ) -> None:
     assert changes(name) == differs
+
+
+@pytest.mark.parametrize("stage", ["stage1_emoji", "stage2_emoji"])
+def test_eight_things_change_data_and_length_alone(
+    stage: str, changes: Callable[[str], dict[str, Any]]
+) -> None:
+    changed = changes(f"minigpt4/{stage}_pairs")
+    others = {key for key in changed if not key.startswith(("data.", "trainer.", "evaluation."))}
+    assert others == ({"system.projection.path"} if stage == "stage2_emoji" else set())
+    sources = {key: value for key, value in changed.items() if key.startswith("evaluation.")}
+    assert set(sources.values()) == {"pairs", "arrangements"}
 
 
 @pytest.mark.parametrize(
