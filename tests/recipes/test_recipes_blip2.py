@@ -169,7 +169,7 @@ DIFFERS: dict[str, dict[str, Any]] = {
     },
     "blip2/stage2_emoji_pairs": {
         "system.pretrained.path": "runs/blip2-stage1_emoji_pairs/seed0",
-        "system.llm.model": "runs/lm-emoji_pairs/seed0/llm",
+        "system.llm.model": "runs/lm-emoji_names/seed0/llm",
         "data.train": [
             {
                 "name": "emoji",

@@ -132,22 +132,12 @@ DIFFERS: dict[str, dict[str, Any]] = {
         "evaluation.tasks.naming_seen_styles.source.preset": "large",
         "evaluation.tasks.naming_unseen_things.source.preset": "large",
     },
-    "lm/emoji_pairs": {
+    "lm/emoji_names": {
         "system.width": 128,
         "system.layers": 3,
         "system.mlp_dim": 384,
-        "data.train": [
-            {
-                "name": "emoji",
-                "preset": "pairs",
-                "seed": 0,
-                "split": "train",
-                "weight": 1.0,
-                "caption": "random",
-            }
-        ],
         "optim.lr": 4e-3,
-        "trainer.max_steps": 1600,
+        "trainer.max_steps": 1500,
     },
     "lm/emoji_small": {
         "system.width": 128,

@@ -83,9 +83,9 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "intermediate_size": 768,
     },
-    "runs/lm-emoji_pairs/seed0/llm": {
+    "runs/lm-emoji_names/seed0/llm": {
         **LLAMA,
-        "vocab_size": 80,
+        "vocab_size": 300,
         "hidden_size": 128,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
