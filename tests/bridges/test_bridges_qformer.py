@@ -312,7 +312,7 @@ def test_positions_that_start_as_waves_say_how_near_tokens_are() -> None:
     bridge.reset_parameters()
     assert torch.equal(start, bridge.input_positions[0])
     for shape in ({"num_input_positions": 35}, {"in_dim": 6}):
-        with pytest.raises(ValueError, match=r"a square of tokens \(num_input_positions\), and a width"):
+        with pytest.raises(ValueError, match=r"a square of tokens \(num_input_positions\)"):
             QFormerConfig(**waves | shape).build()
 
 

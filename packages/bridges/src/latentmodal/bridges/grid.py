@@ -139,8 +139,8 @@ def sincos_grid(num_tokens: int, width: int) -> Tensor:
     side = math.isqrt(num_tokens)
     if side * side != num_tokens or width % 4:
         raise ValueError(
-            f"sincos positions of {num_tokens} tokens of width {width}: it wants a square of tokens "
-            "(num_input_positions), and a width that divides by 4"
+            f"sincos positions of {num_tokens} tokens of width {width}: it wants a square "
+            "of tokens (num_input_positions), and a width that divides by 4"
         )
     # S places along a side, E = D / 2.
     steps = torch.linspace(math.log(1 / side), math.log(0.5), width // 4).exp() * math.pi
