@@ -129,7 +129,7 @@ def test_a_missing_distribution_stops_before_anything_is_built(
 
 
 def test_unknown_preset_lists_the_choices() -> None:
-    with pytest.raises(UserError, match=r"'huge'.*tiny, few, default, large"):
+    with pytest.raises(UserError, match=r"'huge'.*tiny, few, pairs, default, large"):
         EmojiConfig(preset="huge")
 
 
