@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MiniGPT-4 from the tower of clip/emoji to descriptions on request: stage 1, curation, stage 2.
-# Every step goes on where it was interrupted. SEED=1 is another chain. THINGS=150, on all scenes of the
-# demo in place of those of eight things, takes an hour and more.
+# Every step goes on where it was interrupted. SEED=1 is another chain. An hour and more; THINGS=8 takes the
+# scenes of eight things in place of the demo's of 150, and is shorter.
 #
 #   make chain                  (or: BIN=/path/to/venv/bin SEED=0 bash tools/chain.sh)
 #
@@ -9,7 +9,7 @@
 set -euo pipefail
 bin=${BIN:-.venv/bin}
 seed=${SEED:-0}
-things=${THINGS:-8}
+things=${THINGS:-150}
 case $things in
 8) kind=_pairs source=emoji:train:pairs:0 pictures=${PICTURES:-96} refined=${REFINED:-8} ;;
 150) kind="" source=emoji:train pictures=${PICTURES:-240} refined=${REFINED:-24} ;;
