@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ class Terminal:
 
 def take_terminal() -> None:
     """Be what its keys reach, as a shell makes the command that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts behind it would ignore it
     os.setsid()
     os.close(os.open(os.ttyname(0), os.O_RDWR))
 

@@ -191,7 +191,8 @@ class QFormer(Bridge):
         nn.init.normal_(self.queries, std=std)
         if self.input_positions is not None:
             if self.config.input_position_init == "sincos":
-                self.input_positions.copy_(sincos_grid(*self.input_positions.shape[1:]))
+                places_ND = sincos_grid(*self.input_positions.shape[1:])
+                self.input_positions.copy_(places_ND.to(self.input_positions.device))
             else:
                 nn.init.normal_(self.input_positions, std=std)
 
