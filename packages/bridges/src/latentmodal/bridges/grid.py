@@ -143,8 +143,9 @@ def sincos_grid(num_tokens: int, width: int) -> Tensor:
             "of tokens (num_input_positions), and a width that divides by 4"
         )
     # S places along a side, E = D / 2.
-    steps = torch.linspace(math.log(1 / side), math.log(0.5), width // 4).exp() * math.pi
-    angles = torch.arange(side)[:, None] * steps
+    lowest, highest = math.log(1 / side), math.log(0.5)
+    steps = torch.linspace(lowest, highest, width // 4, device="cpu").exp() * math.pi
+    angles = torch.arange(side, device="cpu")[:, None] * steps
     wave_SE = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows_SSE = wave_SE[:, None].expand(side, side, -1)
     return torch.cat([rows_SSE, rows_SSE.transpose(0, 1)], dim=-1).flatten(0, 1)
