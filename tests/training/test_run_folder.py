@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentmodal.experiments.errors import UserError
@@ -101,6 +102,15 @@ def test_a_finished_run_shows_its_report_again(
     assert "already trained to its last step" in printed
     assert "unseen_pairs" in printed and "image_to_text_R@1" in printed
     assert f"tensorboard --logdir {finished_run.parent.parent}" in printed
+
+
+def test_a_run_older_than_a_key_has_its_default(fit: Fit, finished_run: Path) -> None:
+    recipe = yaml.safe_load((finished_run / "recipe.yaml").read_text())
+    assert recipe["data"]["augment"].pop("flip") is False
+    assert recipe["optim"].pop("layer_decay") == {}
+    (finished_run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "already trained to its last step" in fit(resume=True)
+    assert "another data.augment.flip" in complaint(fit, "data.augment.flip=true", resume=True)
 
 
 def test_resume_begins_where_there_is_nothing_yet(fit: Fit, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class RunFolder:
                     f"{self.path}: already holds a run; go on with resume=true, "
                     "or start another with run_dir=FOLDER"
                 )
-            self._check_same(text)
+            self._check_same(recipe)
             write_text_atomically(self.recipe_file, text)
             return latest_checkpoint(self.checkpoints)
         self.tokenizer_file.unlink(missing_ok=True)
@@ -94,9 +94,12 @@ class RunFolder:
         write_text_atomically(self.path / "provenance.json", json.dumps(provenance(), indent=2))
         return None
 
-    def _check_same(self, text: str) -> None:
-        """Refuse to resume under another recipe; how long and on what it runs may change."""
-        old, new = _comparable(self.recipe_file.read_text()), _comparable(text)
+    def _check_same(self, recipe: Recipe) -> None:
+        """Refuse to resume under another recipe; how long and on what it runs may change.
+
+        A key newer than the run has its default there: that is what the run was trained with.
+        """
+        old, new = _comparable(self.recipe()), _comparable(recipe)
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         if changed:
             raise UserError(
@@ -130,7 +133,7 @@ class RunFolder:
 _FREE = ("run_dir", "description", "trainer.", "evaluation.", "data.loader.prefetch")
 
 
-def _comparable(text: str) -> dict[str, Any]:
+def _comparable(recipe: Recipe) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(node: Any, key: str) -> None:
@@ -140,7 +143,7 @@ def _comparable(text: str) -> dict[str, Any]:
         else:
             flat[key] = node
 
-    walk(yaml.safe_load(text), "")
+    walk(yaml.safe_load(to_yaml(recipe)), "")
     kept = {key: value for key, value in flat.items() if not key.startswith(_FREE)}
     # The cosine is laid out over max_steps: another length is another schedule.
     for name in ("trainer.max_steps", "trainer.precision"):
