@@ -23,7 +23,7 @@ demo: $(READY)   ## CLIP on real drawings, then two bridges from it into a langu
 	$(BIN)/latentmodal fit lm/emoji_small resume=true
 	$(BIN)/latentmodal ablate demo
 
-chain: $(READY)  ## MiniGPT-4 on the scenes: stage 1, curation, stage 2 (SEED=0; an hour and more)
+chain: $(READY)  ## MiniGPT-4 on the scenes: stage 1, curation, stage 2 (SEED=0; half an hour)
 	BIN=$(BIN) SEED=$(SEED) bash tools/chain.sh
 
 check: $(READY)  ## formatting, lint and types

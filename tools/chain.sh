@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MiniGPT-4 from the tower of clip/emoji to descriptions on request: stage 1, curation, stage 2.
-# Every step goes on where it was interrupted. SEED=1 is another chain. An hour and more; THINGS=8 takes the
-# scenes of eight things in place of the demo's of 150, and is shorter.
+# Every step goes on where it was interrupted. SEED=1 is another chain. Half an hour on scenes of eight things;
+# THINGS=150 is on those of the demo, which want hours to be named.
 #
 #   make chain                  (or: BIN=/path/to/venv/bin SEED=0 bash tools/chain.sh)
 #
@@ -9,7 +9,7 @@
 set -euo pipefail
 bin=${BIN:-.venv/bin}
 seed=${SEED:-0}
-things=${THINGS:-150}
+things=${THINGS:-8}
 case $things in
 8) kind=_pairs source=emoji:train:pairs:0 pictures=${PICTURES:-96} refined=${REFINED:-8} ;;
 150) kind="" source=emoji:train pictures=${PICTURES:-240} refined=${REFINED:-24} ;;
@@ -30,7 +30,8 @@ curation=runs/curation-emoji$kind/seed$seed
 "$lm" curate generate "$stage1" --source "$source" --limit "$pictures" --out "$curation" \
     --style run --min-tokens 0 --max-new-tokens 24 --batch-size 24
 "$lm" curate refine "$curation" --local "$smollm" --limit "$refined" --max-new-tokens 48
-"$lm" curate filter "$curation" --min-words 4 --no-finished
+"$lm" curate refine "$curation" --tidy
+"$lm" curate filter "$curation" --min-words 4
 "$bin/python" tools/keep_all.py "$curation" --by "tools/keep_all.py"
 [ -d "$curation/shards" ] || "$lm" curate export "$curation" --to shards --out "$curation/shards"
 

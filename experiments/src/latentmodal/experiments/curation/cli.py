@@ -97,6 +97,9 @@ def refine(
         str | None,
         typer.Option(metavar="MODEL", help="a chat model's folder, hub name or GGUF file"),
     ] = None,
+    tidy: Annotated[
+        bool, typer.Option("--tidy", help="no model: whole sentences, each once, and their marks")
+    ] = False,
     instruction_file: Annotated[
         Path | None, typer.Option(help="text file with another instruction")
     ] = None,
@@ -113,12 +116,12 @@ def refine(
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, with --local")] = 400,
     limit: Annotated[int | None, typer.Option(help="texts at most, in this call")] = None,
 ) -> None:
-    """Mend the texts by a language model; refused ones stay, and are asked again next time."""
+    """Mend the texts that nobody has mended; refused ones stay, and are due again next time."""
     from latentmodal.experiments.curation import refining
     from latentmodal.experiments.curation.ledger import existing_ledger
 
-    if (endpoint is None) == (local is None):
-        raise UserError("give one of --endpoint MODEL and --local MODEL")
+    if (endpoint is not None) + (local is not None) + tidy != 1:
+        raise UserError("give one of --endpoint MODEL, --local MODEL and --tidy")
     opened = existing_ledger(ledger)
     text = refining.INSTRUCTION if instruction_file is None else _read(instruction_file)
     refiner: refining.Refiner
@@ -135,16 +138,19 @@ def refine(
                 timeout=timeout,
                 attempts=attempts,
             ).build()
-        else:
+        elif local is not None:
             from latentmodal.experiments.curation.local import LocalConfig
 
-            assert local is not None
             refiner = LocalConfig(
                 model=local,
                 instruction=text,
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
             ).build()
+        else:
+            from latentmodal.experiments.curation.tidying import TidyRefiner
+
+            refiner = TidyRefiner()
     with _progress("refining", None) as progress:
 
         def show(tally: refining.Tally, total: int) -> None:

@@ -48,7 +48,7 @@ class Generated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Refined(Event):
-    """A language model mended the text. Rules that had judged the former text judge again."""
+    """The text was mended. Rules that had judged the former text judge again."""
 
     name: ClassVar[str] = "refined"
 

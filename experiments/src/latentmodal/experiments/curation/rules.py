@@ -105,6 +105,12 @@ def nonsense_characters(text: str) -> int:
     return remains + stutters + sum(map(_is_nonsense, rest))
 
 
+def without_nonsense(text: str) -> str:
+    """The text with nothing left for `nonsense_characters` to count; of a mark said over, one."""
+    plain = "".join(character for character in text if not _is_nonsense(character))
+    return _STUTTER.sub(lambda match: match[0][0], _REMAINS.sub(" ", plain))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """The limits a description must keep.
