@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ def test_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "argv", ["latentmodal", "--debug", "eval", "nowhere"])
     with pytest.raises(UserError, match="no run here"):
         cli.main()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_of_weights_are_for_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    main(monkeypatch, "recipe", "list")
+    assert ("HF_HUB_DISABLE_PROGRESS_BARS" in os.environ) is not terminal
 
 
 @pytest.mark.parametrize("arguments", [["fit"], ["fitt"], ["convert", "a", "b"], ["eval", "--x"]])

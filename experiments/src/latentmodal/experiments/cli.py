@@ -294,6 +294,8 @@ def _flag(keys: list[str], name: str) -> bool:
 
 def main() -> None:
     """Entry point: user errors become one line and exit code 2."""
+    if not sys.stderr.isatty():  # bars of downloads and of weights read are for a person
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except UserError as error:
