@@ -57,6 +57,20 @@ FINETUNED = {
     "trainer.activation_checkpointing": True,
 }
 
+EIGHT_THINGS = {
+    "name": "emoji",
+    "preset": "pairs",
+    "seed": 0,
+    "split": "train",
+    "weight": 1.0,
+    "caption": "first",
+}
+JUDGED_ON_EIGHT_THINGS = {
+    "evaluation.tasks.unseen_pairs.source.preset": "pairs",
+    "evaluation.tasks.unseen_pairs.source.split": "arrangements",
+    "evaluation.tasks.unseen_pairs.baseline.preset": "pairs",
+}
+
 # Everything in which a recipe differs from its base, name and description aside.
 DIFFERS: dict[str, dict[str, Any]] = {
     "blip2/stage1_vitl": {
@@ -138,16 +152,7 @@ DIFFERS: dict[str, dict[str, Any]] = {
     },
     "blip2/stage1_emoji_pairs": {
         "system.bridge.input_position_init": "sincos",
-        "data.train": [
-            {
-                "name": "emoji",
-                "preset": "pairs",
-                "seed": 0,
-                "split": "train",
-                "weight": 1.0,
-                "caption": "first",
-            }
-        ],
+        "data.train": [EIGHT_THINGS],
         "data.loader.match": "fact",
         "trainer.max_steps": 2000,
         "trainer.eval_every": 250,
@@ -170,19 +175,15 @@ DIFFERS: dict[str, dict[str, Any]] = {
     "blip2/stage2_emoji_pairs": {
         "system.pretrained.path": "runs/blip2-stage1_emoji_pairs/seed0",
         "system.llm.model": "runs/lm-emoji_names/seed0/llm",
-        "data.train": [
-            {
-                "name": "emoji",
-                "preset": "pairs",
-                "seed": 0,
-                "split": "train",
-                "weight": 1.0,
-                "caption": "first",
-            }
-        ],
-        "evaluation.tasks.unseen_pairs.source.preset": "pairs",
-        "evaluation.tasks.unseen_pairs.source.split": "arrangements",
-        "evaluation.tasks.unseen_pairs.baseline.preset": "pairs",
+        "data.train": [EIGHT_THINGS],
+        **JUDGED_ON_EIGHT_THINGS,
+    },
+    "blip2/stage2_emoji_pairs_smollm2": {
+        "system.pretrained.path": "runs/blip2-stage1_emoji_pairs/seed0",
+        "data.train": [EIGHT_THINGS],
+        "trainer.max_steps": 300,
+        "trainer.eval_every": 300,
+        **JUDGED_ON_EIGHT_THINGS,
     },
 }
 
