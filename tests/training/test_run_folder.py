@@ -15,6 +15,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from finished_runs import scalars
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.recipe import load_recipe
 from latentmodal.experiments.systems import contrastive
@@ -117,6 +118,14 @@ def test_resume_begins_where_there_is_nothing_yet(fit: Fit, tmp_path: Path) -> N
     printed = fit(NO_TASKS, "trainer.max_steps=2", resume=True)
     assert "going on" not in printed
     assert RunFolder(tmp_path / "run").finished_file.exists()
+
+
+@pytest.mark.parametrize(("every", "logged"), [(20, [5]), (2, [2, 4, 5])])
+def test_the_last_step_is_logged_however_few_there_are(
+    fit: Fit, tmp_path: Path, every: int, logged: list[int]
+) -> None:
+    fit(NO_TASKS, "trainer.max_steps=5", f"trainer.log_every={every}")
+    assert list(scalars(tmp_path / "run", "train/loss")) == logged
 
 
 def test_a_start_that_failed_does_not_take_the_folder(fit: Fit, tmp_path: Path) -> None:

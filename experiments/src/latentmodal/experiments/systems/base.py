@@ -156,8 +156,13 @@ class System(LightningModule):
 
     @property
     def should_log(self) -> bool:
-        """Whether this step's scalars are written (reading them costs a device synchronisation)."""
-        return (self.global_step + 1) % self.trainer_config.log_every == 0
+        """Whether this step's scalars are written (reading them costs a device synchronisation).
+
+        The last step's always are: a curve ends where the training did, and a trial of five steps
+        shows its loss.
+        """
+        step, config = self.global_step + 1, self.trainer_config
+        return step % config.log_every == 0 or step == config.max_steps
 
     def record(self, loss: Tensor, **values: Tensor) -> None:
         """Write this step's scalars at once, the loss as its mean over ranks.

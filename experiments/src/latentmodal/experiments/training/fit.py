@@ -269,6 +269,7 @@ def _quiet_lightning() -> None:
         ".*module.s. in eval mode at the start of training.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",  # the last step is logged in any case
         ".*weights_only.*",
         ".*set_vital.*",
         ".*returned a view tensor.*",  # keys and values by head; nothing writes into them
