@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from latentmodal.experiments.data.config import LoaderConfig, ShardSourceConfig
 from latentmodal.experiments.data.loader import TrainLoader
-from latentmodal.experiments.data.prompts import WritePrompts, prompt_fields
+from latentmodal.experiments.data.prompts import WritePrompts, prompt_fields, sample_conversation
 from latentmodal.experiments.data.sample import Sample
 from latentmodal.experiments.data.shard_writer import write_shards
 from latentmodal.experiments.errors import UserError
-from latentmodal.llm import PromptTemplate, PromptWriter
+from latentmodal.llm import IMAGE_TAG, PromptTemplate, PromptWriter
 
 WORDS = ["a", "cat", "dog", "what", "who", "sits", "Question", "Answer", ":", "?", "tabby", "tom"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -78,6 +78,26 @@ def test_the_same_draw_is_the_same_prompt_in_another_process_too() -> None:
     assert torch.equal(batch.ids_BT[0], batch.ids_BT[2])
     alone = write([samples[0]])
     assert alone.ids_BT[0].tolist() == batch.ids_BT[0, : alone.ids_BT.shape[1]].tolist()
+
+
+def test_all_questions_follow_one_another_and_the_first_has_the_picture() -> None:
+    said = [sample_conversation(sample(draw, QUESTIONS), "answers") for draw in range(99)]
+    assert sample_conversation(sample(7, QUESTIONS), "answers") == said[7]
+    orders = set()
+    for turns in said:
+        assert [turn.role for turn in turns] == ["user", "assistant"] * 2
+        assert turns[0].text.startswith(f"{IMAGE_TAG} ") and IMAGE_TAG not in turns[2].text
+        asked = [turn.text.removeprefix(f"{IMAGE_TAG} ") for turn in turns[::2]]
+        answered = dict(zip(asked, (turn.text for turn in turns[1::2]), strict=True))
+        assert set(answered) == {"what sits ?", "who ?"} and answered["who ?"] == "dog"
+        orders.add((*asked, answered["what sits ?"]))
+    assert len(orders) == 6, "two orders, three people's answers"
+
+
+@pytest.mark.parametrize("target", ["answer", "answers"])
+def test_a_conversation_without_questions_is_named(target: str) -> None:
+    with pytest.raises(UserError, match=f"has no questions in its json; system.target={target} "):
+        sample_conversation(sample(1, caption="a cat"), target)
 
 
 @pytest.mark.parametrize("questions", [None, []])

@@ -8,6 +8,7 @@ import pytest
 
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation import vqa
+from latentmodal.experiments.evaluation.answers import UsualAnswers
 from latentmodal.experiments.evaluation.report import vqa_section
 from latentmodal.experiments.evaluation.vqa import (
     exact_match,
@@ -190,3 +191,24 @@ def test_section_by_kind():
     assert list(vqa_section(result)) == ["exact_match"]
     with pytest.raises(UserError, match="1 kinds for 3 questions"):
         vqa_section(result, kinds=["count"])
+
+
+def test_usual_answers_are_those_to_the_question_then_to_its_kind_then_to_any():
+    usual = UsualAnswers(
+        [
+            {"question": "Is it red?", "answer": "no", "kind": "colour"},
+            {"question": "Is it blue?", "answers": ["yes", "yes", "no"], "kind": "colour"},
+            {"question": "How many?", "answer": "two", "kind": "count"},
+            {"question": "How many?", "answer": "two", "kind": "count"},
+            {"question": "How many?", "answer": "one", "kind": "count"},
+            {"question": "How many?", "answer": "two", "kind": "count"},
+        ]
+    )
+    assert usual.to({"question": "Is it blue?", "kind": "colour"}) == "yes"
+    assert usual.to({"question": "Is it red?", "kind": "colour"}) == "no"
+    # Two and two: the first in the alphabet.
+    assert usual.to({"question": "Is it green?", "kind": "colour"}) == "no"
+    assert usual.to({"question": "How many cats?", "kind": "count"}) == "two"
+    assert usual.to({"question": "Who?"}) == "two"
+    with pytest.raises(UserError, match="source has no questions"):
+        UsualAnswers([])

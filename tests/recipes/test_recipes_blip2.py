@@ -137,6 +137,7 @@ DIFFERS: dict[str, dict[str, Any]] = {
             "prompt": None,
             "generation": None,
             "scoring": "mmf",
+            "baseline": None,
         },
     },
     "blip2/stage1_emoji_16_queries": {"system.bridge.num_queries": 16},

@@ -26,7 +26,10 @@ TRAINABLE = {
     "minigpt4/stage2_emoji": 4 * 256 * 576 + 576,
     "minigpt4/stage1_emoji_pairs": 4 * 256 * 576 + 576,
     "minigpt4/stage2_emoji_pairs": 4 * 256 * 576 + 576,
+    "minigpt4/answers_emoji_pairs": 4 * 256 * 576 + 576,
 }
+# In every layer two matrices at the queries (576) and two at the values (192 wide).
+LORA = {"minigpt4/answers_emoji_pairs": 30 * 16 * (576 + 576 + 576 + 192)}
 TOKENS = {
     "minigpt4/stage1_vicuna7b": 32,
     "minigpt4/llama2": 64,
@@ -53,9 +56,11 @@ def test_every_recipe_is_counted() -> None:
 
 
 @pytest.mark.parametrize("name", MINIGPT4)
-def test_only_the_projection_trains(name: str) -> None:
+def test_only_the_projection_trains_and_what_lora_adds(name: str) -> None:
     model = built(name)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    added = [trainable.pop(n) for n in list(trainable) if "lora_" in n]
+    assert sum(p.numel() for p in added) == LORA.get(name, 0)
     assert sum(p.numel() for p in trainable.values()) == TRAINABLE[name]
     last = "bridge.parts.1." if "vicuna" in name else "bridge."
     assert all(n.startswith(last) for n in trainable)

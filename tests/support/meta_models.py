@@ -120,6 +120,7 @@ def without_downloads(system: Any) -> Any:
             config=LANGUAGE_MODELS[llm.model or llm.gguf],
             config_overrides=llm.config_overrides,
             dtype=llm.dtype,
+            lora=llm.lora,
         )
     return dataclasses.replace(system, **parts)
 

@@ -173,9 +173,36 @@ def test_conversations_train_also_without_their_pictures(
     assert main("fit", chain.recipe("stage2"), *keys) == 0
 
 
+def test_all_questions_of_a_picture_are_learned_at_once(chain: Chain) -> None:
+    """With LoRA in the language model, and judged beside what is answered without a look."""
+    run = chain.run("answers")
+    source = "name: emoji, preset: tiny"
+    keys = (
+        f"run_dir={run}",
+        "system.target=answers",
+        "system.llm.lora={rank: 2}",
+        'freeze={"*lora_*": 1.0, "image_encoder.*": frozen, "llm.*": frozen}',
+        f"data.train=[{{{source}}}]",
+        f"evaluation.tasks={{asked: {{name: vqa, scoring: exact, baseline: {{{source}}}, "
+        f"source: {{{source}, split: unseen_pairs}}}}}}",
+    )
+    assert main("fit", chain.recipe("stage2"), *keys) == 0
+    trained = checkpoint(run)["state_dict"]
+    loras = {name: value for name, value in trained.items() if "lora_B" in name}
+    assert loras and all(value.any() for value in loras.values()), "they begin at zero"
+    asked = sections(run / "eval.json")["asked"]
+    assert {"exact_match", "exact_match/presence", "exact_match/colour"} <= set(asked)
+    assert 0 < asked["exact_match"]["chance"] < 1
+    assert "most frequent training answer" in asked["exact_match"]["protocol"]
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        (
+            ["system.target=answers", "system.conversation.style=plain"],
+            "leaves out what the user says; choose another style",
+        ),
         (["system.target=conversation"], "has no conversation in its json"),
         (["system.conversation=null", "system.target=conversation"], "needs system.conversation"),
         (["system.conversation.style=vicuna"], "is unknown; choose from plain"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +12,7 @@ from latentmodal.experiments.choose import choices
 from latentmodal.experiments.data.addresses import open_shard
 from latentmodal.experiments.data.augment import AugmentConfig
 from latentmodal.experiments.data.config import LoaderConfig, ShardSourceConfig
-from latentmodal.experiments.data.decode import decode_texts
+from latentmodal.experiments.data.decode import Texts, decode_texts
 from latentmodal.experiments.data.emoji import EmojiConfig, EmojiData, emoji_captions, ensure_emoji
 from latentmodal.experiments.data.faults import BadSampleError
 from latentmodal.experiments.data.loader import open_sources
@@ -71,16 +71,27 @@ def training_captions(source: Any, limit: int = 100_000) -> Iterator[str]:
     if isinstance(source, EmojiSourceConfig):
         yield from emoji_captions(source.data().folder)
     else:
-        yield from islice(_shard_captions(source), limit)
+        found = (caption for texts in _shard_texts(source) for caption in texts.captions)
+        yield from islice(found, limit)
 
 
-def _shard_captions(source: ShardSourceConfig) -> Iterator[str]:
+def training_questions(source: Any, limit: int = 100_000) -> Iterator[Mapping[str, Any]]:
+    """The first `limit` questions in a source's json: `question`, `answer` or `answers`, `kind`."""
+    found = (
+        entry
+        for texts in _shard_texts(resolve_source(source))
+        for entry in texts.meta.get("questions", ())
+    )
+    yield from islice(found, limit)
+
+
+def _shard_texts(source: ShardSourceConfig) -> Iterator[Texts]:
     longest = LoaderConfig().max_caption_chars
     for shard in open_sources([source])[0].shards:
         with open_shard(shard) as stream:
             for raw in read_samples(stream, shard, lambda _fault: None):
                 with suppress(BadSampleError):  # training skips and counts it
-                    yield from decode_texts(raw, longest).captions
+                    yield decode_texts(raw, longest)
 
 
 @dataclass(frozen=True, kw_only=True)

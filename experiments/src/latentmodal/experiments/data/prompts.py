@@ -18,7 +18,7 @@ TARGET_FIELDS: dict[str, tuple[str, ...]] = {
 }
 """What `{answer}` may be, and the other fields of a prompt that a sample then fills."""
 
-TARGETS = (*TARGET_FIELDS, "conversation")
+TARGETS = (*TARGET_FIELDS, "answers", "conversation")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class WriteConversations:
     """Makes a conversation of each sample; picklable.
 
     For `conversation` it is the one in the sample's json; a style that takes no words leaves out
-    what the user says in it, as LLaVA does. Otherwise the user shows the picture, for `answer` with
-    the question drawn, else with an instruction drawn by the writer, and the assistant says what
-    `WritePrompts` would have it say.
+    what the user says in it, as LLaVA does. For `answers` all the sample's questions follow one
+    another, in an order drawn, as LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) joins those of VQA
+    sets. Otherwise the user shows the picture, for `answer` with the question drawn, else with an
+    instruction drawn by the writer, and the assistant says what `WritePrompts` would have it say.
     """
 
     writer: ConversationWriter
@@ -71,6 +72,8 @@ def sample_conversation(sample: Sample, target: str) -> list[Turn]:
     Raises:
         UserError: the sample lacks what the target needs, or speaks of several pictures.
     """
+    if target == "answers":
+        return _all_answers(sample)
     if target != "conversation":
         fields = prompt_fields(sample, target)
         asked = f"{IMAGE_TAG} {fields.get('question', '')}".rstrip()
@@ -110,19 +113,40 @@ def prompt_fields(sample: Sample, target: str) -> dict[str, str]:
                 "needs one, caption takes its captions"
             )
         return {"answer": description.strip()}
-    questions = sample.meta.get("questions")
-    if not questions:
-        raise UserError(
-            f"sample {sample.key} has no questions in its json; system.target=answer needs them"
-        )
     rng = random.Random(sample.draw)
-    chosen = rng.choice(questions)
-    entry = chosen if isinstance(chosen, dict) else {}
-    answers = entry.get("answers") or [entry.get("answer")]
-    answer, question = rng.choice(answers), entry.get("question")
+    question, answer = _drawn_answer(sample, rng.choice(_questions(sample, target)), rng)
+    return {"question": question, "answer": answer}
+
+
+def _all_answers(sample: Sample) -> list[Turn]:
+    """Every question with its answer; the first is asked with the picture."""
+    rng = random.Random(sample.draw)
+    questions = _questions(sample, "answers")
+    turns: list[Turn] = []
+    for entry in rng.sample(questions, len(questions)):
+        question, answer = _drawn_answer(sample, entry, rng)
+        asked = question if turns else f"{IMAGE_TAG} {question}"
+        turns += [Turn("user", asked), Turn("assistant", answer)]
+    return turns
+
+
+def _questions(sample: Sample, target: str) -> list[Any]:
+    questions = sample.meta.get("questions")
+    if not isinstance(questions, list) or not questions:
+        raise UserError(
+            f"sample {sample.key} has no questions in its json; system.target={target} needs them"
+        )
+    return questions
+
+
+def _drawn_answer(sample: Sample, entry: Any, rng: random.Random) -> tuple[str, str]:
+    """A question, and of several people's answers one."""
+    entry = entry if isinstance(entry, dict) else {}
+    answer = rng.choice(entry.get("answers") or [entry.get("answer")])
+    question = entry.get("question")
     if not (isinstance(question, str) and isinstance(answer, str)):
         raise UserError(
             f"sample {sample.key} has an entry in questions without question, or without answer "
             "and answers; system.target=answer needs both"
         )
-    return {"question": question, "answer": answer}
+    return question, answer

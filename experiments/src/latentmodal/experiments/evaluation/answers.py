@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, get_args
 
 from latentmodal.experiments.choose import choice
 from latentmodal.experiments.data.collate import Batch
-from latentmodal.experiments.data.module import SOURCES, training_captions
+from latentmodal.experiments.data.module import SOURCES, training_captions, training_questions
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.evaluation.asking import (
     ask,
@@ -72,12 +72,7 @@ class CaptionsTask:
             constant = [most_frequent_caption(self.baseline)] * len(said)
             floor = self._score(constant, references, data.samples.meta)
             note = f"chance is the most frequent training caption, '{constant[0]}'"
-            section = {
-                name: replace(
-                    metric, chance=floor[name].value, protocol=f"{metric.protocol}; {note}"
-                )
-                for name, metric in section.items()
-            }
+            section = _beside(section, floor, note)
         return section, []
 
     def _score(
@@ -106,13 +101,25 @@ class CaptionsTask:
         return section
 
 
+def _beside(section: Section, floor: Section, note: str) -> Section:
+    """Each metric with what says nothing of the picture in the column of chance."""
+    return {
+        name: replace(metric, chance=floor[name].value, protocol=f"{metric.protocol}; {note}")
+        for name, metric in section.items()
+    }
+
+
 @lru_cache(maxsize=8)
 def most_frequent_caption(source: Any) -> str:
     """The caption said most often in a training source; of several the first in the alphabet."""
     counts = Counter(training_captions(source))
     if not counts:
         raise UserError("the baseline's source has no captions")
-    return min(counts, key=lambda caption: (-counts[caption], caption))
+    return _most_frequent(counts)
+
+
+def _most_frequent(counts: Counter[str]) -> str:
+    return min(counts, key=lambda text: (-counts[text], text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +130,15 @@ class VqaTask:
         prompt, generation: other ones than the system's.
         scoring: `mmf`, `official` or `lavis` (VQA accuracy over ten people's answers), `gqa`, or
             `exact` for a single right answer.
+        baseline: a training source; what its most frequent answers score, given without a look at
+            the picture, stands in the column of chance.
     """
 
     source: Any = choice(SOURCES)
     prompt: PromptTemplate | None = None
     generation: GenerationSettings | None = None
     scoring: Scoring = "mmf"
+    baseline: Any = choice(SOURCES, default=None)
     reads_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -160,7 +170,13 @@ class VqaTask:
         questions = [q for meta in data.samples.meta for q in meta.get("questions", [])]
         if not questions:
             raise UserError("no sample has questions in its json")
-        return self._score(said, questions), []
+        section = self._score(said, questions)
+        if self.baseline is not None:
+            blind = usual_answers(self.baseline)
+            floor = self._score([blind.to(question) for question in questions], questions)
+            note = "chance is the most frequent training answer to a question, or to its kind"
+            section = _beside(section, floor, note)
+        return section, []
 
     def _score(self, said: list[str], questions: list[dict[str, Any]]) -> Section:
         kinds = [str(question.get("kind", "other")) for question in questions]
@@ -172,3 +188,39 @@ class VqaTask:
             return vqa_section(exact_match(said, [[answer] for answer in single]), shown_kinds)
         people = [list(question.get("answers", [])) for question in questions]
         return vqa_section(vqa_accuracy(said, people, variant=self.scoring), shown_kinds)
+
+
+class UsualAnswers:
+    """What is answered most often, whatever the picture: what a language model knows by itself.
+
+    Args:
+        entries: questions of training, each with `question`, `answer` or `answers`, and `kind`.
+
+    Raises:
+        UserError: no entry has an answer.
+    """
+
+    def __init__(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        counts: dict[tuple[str, str], Counter[str]] = {}
+        for entry in entries:
+            for answer in entry.get("answers") or [entry.get("answer")]:
+                for key in _from_near_to_far(entry):
+                    counts.setdefault(key, Counter())[str(answer)] += 1
+        if not counts:
+            raise UserError("the baseline's source has no questions")
+        self._said = {key: _most_frequent(found) for key, found in counts.items()}
+
+    def to(self, question: Mapping[str, Any]) -> str:
+        """The usual answer to a question; one never asked has that of its kind, else of all."""
+        return next(self._said[key] for key in _from_near_to_far(question) if key in self._said)
+
+
+def _from_near_to_far(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    question, kind = str(entry.get("question")), str(entry.get("kind", "other"))
+    return ("question", question), ("kind", kind), ("any", "")
+
+
+@lru_cache(maxsize=8)
+def usual_answers(source: Any) -> UsualAnswers:
+    """`UsualAnswers` of a training source."""
+    return UsualAnswers(training_questions(source))

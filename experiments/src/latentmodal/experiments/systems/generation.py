@@ -29,6 +29,7 @@ from latentmodal.experiments.systems.vision_language import VisionLanguageModel
 from latentmodal.experiments.training.config import OptimConfig, TrainerConfig, check_choice
 from latentmodal.experiments.training.freeze import FreezePlan
 from latentmodal.llm import (
+    CONVERSATION_STYLES,
     IMAGE_TAG,
     LANGUAGE_MODELS,
     Conversation,
@@ -56,7 +57,8 @@ class GenerationConfig:
     """Takes the place of `prompt` where given: turns of a user and an assistant."""
     target: str = "caption"
     """What is to be said: the `caption` drawn for a visit, the `description` in a sample's json,
-    the `answer` to a question drawn, or all answers of the sample's `conversation`."""
+    the `answer` to a question drawn, the `answers` to all of its questions in one conversation, or
+    all answers of the sample's `conversation`."""
     pretrained: PretrainedConfig | None = None
     projection: ProjectionConfig | None = None
     """Weights of the last part of the bridge, laid over `pretrained`."""
@@ -66,6 +68,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         check_choice("target", self.target, TARGETS)
         if self.conversation is not None:
+            self._check_questions_are_asked(self.conversation.style)
             return
         if self.target not in TARGET_FIELDS:
             raise ValueError(f"target={self.target} needs system.conversation, e.g. vicuna_v0")
@@ -74,6 +77,14 @@ class GenerationConfig:
             raise ValueError(
                 f"prompt.text has the field {{{unfilled[0]}}}, which target={self.target} does not "
                 f"fill (it fills {', '.join(('answer', *given))}); correct one of the two"
+            )
+
+    def _check_questions_are_asked(self, style: str) -> None:
+        known = CONVERSATION_STYLES.get(style)
+        if known is not None and known.speechless and self.target in ("answer", "answers"):
+            raise ValueError(
+                f"target={self.target} asks questions and conversation.style={style} leaves out "
+                "what the user says; choose another style"
             )
 
     def build_model(self) -> VisionLanguageModel:
