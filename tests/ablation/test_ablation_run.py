@@ -193,5 +193,10 @@ def test_dry_run_prints_cells_costs_and_changes(
     assert len(engine.started) == 1
     main(*command, "recipe.optim.eps=1e-5")  # measured already
     assert len(engine.started) == 1
+    capsys.readouterr()
+    assert main(*command, "recipe.freeze={'hed.*': frozen}") == 1, "no cell can be trained"
+    text = capsys.readouterr().out
+    assert "2 cells x 2 seeds = 4 runs, 0 to do" in text
+    assert text.count("failed: ") == 2 and "pattern 'hed.*' matches no parameter" in text
     assert main("ablate", ablation_file, "budgets.steps=1") == 2
     assert capsys.readouterr().err.startswith("error: ")

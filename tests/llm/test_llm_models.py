@@ -350,6 +350,8 @@ def test_folders_and_names_refused(make_lm, tmp_path, monkeypatch, tokenizer):
     with pytest.raises(ValueError, match="neither a local folder nor a model the hub") as caught:
         CausalConfig(model="someone/no-such-model").build()
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="train the run that writes the folder first"):
+        CausalConfig(model="runs/lm-emoji/seed0/llm").build()
 
     lm = make_lm("llama")
     lm.model.save_pretrained(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from latentmodal.experiments import cli
+from latentmodal.experiments.ablation.config import shipped_ablations
 from latentmodal.experiments.errors import UserError
 from latentmodal.experiments.recipe import shipped_recipes
 
@@ -31,6 +32,8 @@ def test_recipe_list_shows_every_recipe() -> None:
     for name in shipped_recipes():
         (line,) = [line for line in lines if line.split() and line.split()[0] == name]
         assert len(line.split()) > 3, "no description"
+    for name in shipped_ablations():
+        assert any(line.split()[:3] == ["ablate", name, "compares"] for line in lines)
 
 
 @pytest.mark.parametrize(

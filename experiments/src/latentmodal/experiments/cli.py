@@ -107,14 +107,20 @@ def recipe_show(recipe: Annotated[str, typer.Argument()], overrides: Overrides =
 
 @recipe_app.command("list")
 def recipe_list() -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes, and what `ablate` compares."""
     from rich.table import Table
 
+    from latentmodal.experiments.ablation.config import read_ablation, shipped_ablations
     from latentmodal.experiments.recipe import load_recipe, shipped_recipes
 
     table = Table(box=None, show_header=False)
     for name in shipped_recipes():
         table.add_row(f"[bold]{name}", load_recipe(name).description)
+    for name in shipped_ablations():
+        config = read_ablation(name)
+        varied, seeds = " x ".join(config.axes), len(config.seeds)
+        about = f"compares {varied} in {config.base}, {seeds} seed{'s' * (seeds > 1)}"
+        table.add_row(f"ablate [bold]{name}", about)
     console.print(table)
 
 

@@ -47,7 +47,8 @@ def ablate(
         console = Console(width=120)  # a file has no width; 80 columns would cut tables
     try:
         if dry_run:
-            show(config, console)
+            if show(config, console):
+                raise typer.Exit(1)
             return
         failed = run_ablation(config, console=console)
     except KeyboardInterrupt:
@@ -64,8 +65,12 @@ def ablate(
         raise typer.Exit(1)
 
 
-def show(config: AblationConfig, console: Console) -> None:
-    """Print the cells, what each costs and how it differs from the base; costs are measured."""
+def show(config: AblationConfig, console: Console) -> list[str]:
+    """Print the cells, what each costs and how it differs from the base; costs are measured.
+
+    Returns:
+        Labels of the cells that cannot be trained, each printed with its reason.
+    """
     from latentmodal.experiments.ablation.expand import expand
     from latentmodal.experiments.ablation.folder import AblationFolder
     from latentmodal.experiments.ablation.run import measured_costs
@@ -83,10 +88,10 @@ def show(config: AblationConfig, console: Console) -> None:
         console.print(f"  every cell {_change(change)}", highlight=False)
     console.print(_table(config, plan, costs))
     reasons = folder.costs.reasons()
-    for cell in plan.cells:
-        if cell.label not in costs:
-            reason = escape(reasons.get(cell.label, "could not be measured"))
-            console.print(f"failed: {cell.label}: {reason}", highlight=False)
+    failed = [cell.label for cell in plan.cells if cell.label not in costs]
+    for label in failed:
+        reason = escape(reasons.get(label, "could not be measured"))
+        console.print(f"failed: {label}: {reason}", highlight=False)
     todo = [job.cell.label for job in jobs if not job.done and job.cell.label in costs]
     hours = (
         sum(_run_seconds(config, costs[label], label) for label in todo)
@@ -97,6 +102,7 @@ def show(config: AblationConfig, console: Console) -> None:
         f"{len(plan.cells)} cells x {len(config.seeds)} seeds = {len(jobs)} runs, {len(todo)} to "
         f"do: {hours:.2f} h of training with {config.workers.count} workers, evaluation aside"
     )
+    return failed
 
 
 def _table(config: AblationConfig, plan: Plan, costs: dict[str, CellCost]) -> Table:

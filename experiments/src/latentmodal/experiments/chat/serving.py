@@ -46,7 +46,7 @@ def check_installed() -> None:
     try:
         importlib.import_module("gradio")
     except ModuleNotFoundError as error:
-        raise UserError(f"--web needs {error.name}: pip install 'latentmodal[chat]'") from error
+        raise UserError(f"--web needs {error.name}: pip install gradio") from error
 
 
 def serve_chat(

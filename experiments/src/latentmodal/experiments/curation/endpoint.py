@@ -304,8 +304,7 @@ def _import_client() -> Any:
         import openai
     except ImportError:
         raise UserError(
-            "refining through an endpoint needs the package openai: "
-            "pip install 'latentmodal[curation]'"
+            "refining through an endpoint needs the package openai: pip install openai"
         ) from None
     for chatty in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
         # In debug mode they would log whole requests.

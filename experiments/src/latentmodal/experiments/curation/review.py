@@ -55,9 +55,7 @@ def serve_review(
     try:
         from latentmodal.experiments.curation.review_web import review_app
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"review needs {error.name}: pip install 'latentmodal[curation]'"
-        ) from error
+        raise UserError(f"review needs {error.name}: pip install starlette uvicorn") from error
     name = (_login_name() if by is None else by).strip()
     if not name:
         raise UserError("--by '': give the reviewer's name")

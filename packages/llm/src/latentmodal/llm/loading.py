@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -36,7 +37,8 @@ def find_source(config: LanguageModelConfig) -> str | None:
     """Hub name or folder that holds the model; None for an inline configuration.
 
     Raises:
-        ValueError: a GGUF file that is absent or cannot be read; see `cached_gguf`.
+        ValueError: a GGUF file that is absent or cannot be read, see `cached_gguf`; or what can be
+            neither a folder here nor a name on the hub.
     """
     if config.gguf is not None:
         return str(cached_gguf(config.gguf))
@@ -44,6 +46,7 @@ def find_source(config: LanguageModelConfig) -> str | None:
         return None
     folder = Path(config.model).expanduser()
     if not folder.is_dir():
+        _check_hub_name(config.model)
         return config.model
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -51,6 +54,16 @@ def find_source(config: LanguageModelConfig) -> str | None:
             "save_pretrained wrote"
         )
     return str(folder)
+
+
+def _check_hub_name(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(
+            f"model={name!r} is neither a local folder nor the name of a model on the hub; correct "
+            "the path, or train the run that writes the folder first"
+        ) from None
 
 
 def read_config(config: LanguageModelConfig, source: str | None, kind: Kind) -> Any:
