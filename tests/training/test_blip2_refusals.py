@@ -25,7 +25,7 @@ from latentmodal.experiments.training.config import OptimConfig, TrainerConfig
 from latentmodal.experiments.training.freeze import FreezePlan
 from latentmodal.llm import CausalConfig, LoraConfig, PromptWriter
 
-TRAINER = TrainerConfig(max_steps=1, accelerator="cpu")
+TRAINER = TrainerConfig(max_steps=9, accelerator="cpu")  # nothing is logged before the last
 FROZEN = {"image_encoder.*": "frozen", "llm.*": "frozen"}
 SIGLIP = "vit_base_patch16_siglip_224"  # its pooling is attention with weights of its own
 CAPTIONS = ["a red dog", "two blue cats", "a red cat", "two dogs"]
